@@ -1,0 +1,2 @@
+_base_ = './resnet32_digits.py'
+model = dict(backbone=dict(repl=dict(policy='interval', every=4)))

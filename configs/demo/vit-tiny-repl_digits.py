@@ -1,0 +1,2 @@
+_base_ = './vit-tiny_digits.py'
+model = dict(backbone=dict(repl=dict(policy='interval', every=4, mlp_fusion=True)))

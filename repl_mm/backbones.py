@@ -1,0 +1,228 @@
+"""The registered backbones: the host libraries' classes, with blocks replaced.
+
+One ResNet serves classification, detection and segmentation: mmseg's is the superset (dilation, multi-grid,
+deep stem) and equals torchvision's, mmdet's and mmpretrain's bit for bit where they overlap.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+# The seams come before the host libraries.
+import repl_mm.compat  # noqa: F401
+
+# isort: split
+from mmengine.logging import print_log
+from mmpretrain.models.backbones import ResNet_CIFAR, VisionTransformer
+from mmseg.models.backbones import ResNet, ResNetV1c, ResNetV1d, ResNeXt
+from torch import Tensor, nn
+
+from repl_mm.layers import (
+    ComputingBasicBlock,
+    ComputingBottleneck,
+    ComputingLayer,
+    HeadwiseEncoderLayer,
+    ScalarEncoderLayer,
+)
+from repl_mm.registry import MODELS
+from repl_mm.replace import check_checkpoint, check_links, computing_layers, replace_blocks
+from repl_mm.sites import Layout, Selection, choose
+
+
+class ReplMixin:
+    """Replaces blocks of the host backbone that follows it among the bases of a class.
+
+    Args:
+        *args: Passed on to the host backbone.
+        repl: How to replace, or None for the host backbone as it is. ``policy`` and its options choose the sites
+            (see :func:`repl_mm.sites.choose`); ``form`` says what is put there: one of ``forms``, the first
+            being the default, or ``'drop'`` to put nothing there, which bounds every cost from below.
+        **kwargs: Passed on to the host backbone.
+
+    Attributes:
+        selection: The chosen sites and what was refused, or None.
+
+    Raises:
+        ValueError: A policy, an option, a site or a form that is not possible.
+    """
+
+    forms: ClassVar[tuple[str, ...]]
+
+    def __init__(self, *args: Any, repl: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.selection: Selection | None = None
+        if repl is not None:
+            self._replace(**repl)
+            self._freeze()
+
+    def stages(self) -> dict[str, nn.Module]:
+        """The indexable modules that hold the blocks, by their name in the state dict."""
+        raise NotImplementedError
+
+    def layout(self) -> Layout:
+        """What the choice of sites must know of this backbone."""
+        raise NotImplementedError
+
+    def _build(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module) -> ComputingLayer:
+        raise NotImplementedError
+
+    def _freeze(self) -> None:
+        """Freeze what ``frozen_stages`` names, computing layers among it."""
+        raise NotImplementedError
+
+    def _replace(self, *, policy: str | None = None, form: str | None = None, **options: Any) -> None:
+        self.form = self.forms[0] if form is None else form
+        if self.form not in (*self.forms, 'drop'):
+            allowed = ', '.join(map(repr, (*self.forms, 'drop')))
+            raise ValueError(f'unknown form {form!r} of {type(self).__name__}: choose one of {allowed}')
+        self.selection = choose(self.layout(), policy=policy, **options)
+        names = list(self.stages())
+        for site, reason in self.selection.refusals:
+            print_log(f'{names[site.stage]}.{site.index} is not replaced: {reason}', logger='current')
+        if self.selection.note:
+            print_log(self.selection.note, logger='current', level=logging.WARNING)
+        build = (lambda *_, **__: nn.Identity()) if self.form == 'drop' else self._build
+        replace_blocks(self.stages(), self.selection.sites, build=build)
+
+    def init_weights(self) -> None:
+        """Initialise as the host does, then the computing layers, unless a checkpoint was loaded.
+
+        The host reaches the computing layers only in part, and sets their norms as if they were in the stem.
+        """
+        super().init_weights()
+        init_cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        if not any(cfg.get('type') == 'Pretrained' for cfg in init_cfgs):
+            for layer in computing_layers(self):
+                layer.reset_parameters()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules, as the host does.
+
+        A computing layer's batch norm that has never seen a batch stays in train mode even where the host keeps its
+        norms in eval mode (``norm_eval``, ``frozen_stages``): a checkpoint of a plain network does not hold its
+        statistics, and it would normalise by mean 0 and variance 1 for ever.
+
+        Raises:
+            ValueError: A computing layer lost its neighbours; see :func:`repl_mm.replace.check_links`.
+        """
+        super().train(mode)
+        if mode:
+            self._freeze()
+            check_links(self.stages())
+            for layer in computing_layers(self):
+                norm = getattr(layer, 'norm', None)
+                if getattr(norm, 'num_batches_tracked', None) == 0:
+                    norm.train()
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        check_checkpoint(self.stages(), state_dict, prefix=prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ReplResNetMixin(ReplMixin):
+    """Replaces blocks of a residual network.
+
+    ``repl=dict(policy='interval', every=4)`` replaces every fourth block of each stage by a computing layer with one
+    coefficient per channel and neighbour.
+    """
+
+    forms = ('channelwise',)
+
+    def stages(self) -> dict[str, nn.Module]:
+        return {name: getattr(self, name) for name in self.res_layers}
+
+    def layout(self) -> Layout:
+        first = 2 if self._is_bottleneck else 1
+        return Layout(f'{type(self).__name__}-{self.depth}', tuple(self.stage_blocks), first=first)
+
+    @property
+    def _is_bottleneck(self) -> bool:
+        return hasattr(self.layer1[0], 'conv3')
+
+    def _build(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module) -> ComputingLayer:
+        layer = ComputingBottleneck if self._is_bottleneck else ComputingBasicBlock
+        return layer(removed, prev=prev, next=next, norm_cfg=self.norm_cfg, zero_init_residual=self.zero_init_residual)
+
+    def _freeze(self) -> None:
+        self._freeze_stages()
+
+
+@MODELS.register_module()
+class ReplResNet(ReplResNetMixin, ResNet):
+    """ResNet-18 to 152 for all three host libraries; the deep stems are options or the classes below."""
+
+
+@MODELS.register_module()
+class ReplResNetV1c(ReplResNetMixin, ResNetV1c):
+    """ResNet with a stem of three 3x3 convolutions."""
+
+
+@MODELS.register_module()
+class ReplResNetV1d(ReplResNetMixin, ResNetV1d):
+    """ResNet with a stem of three 3x3 convolutions and average pooling in the shortcuts."""
+
+
+@MODELS.register_module()
+class ReplResNeXt(ReplResNetMixin, ResNeXt):
+    """ResNeXt-50 to 152: Bottlenecks whose middle convolution has ``groups`` groups of ``base_width`` channels."""
+
+
+@MODELS.register_module()
+class ReplResNetCIFAR(ReplResNetMixin, ResNet_CIFAR):
+    """ResNet for small images: a 3x3 stem and three stages of 16, 32 and 64 channels (He et al. 2016, section 4.2).
+
+    Args:
+        depth: 32, 44, 56 or 110, that is 6 n + 2 for n BasicBlocks a stage; the host's depths (18 to 152) build its
+            four-stage network.
+        **kwargs: Passed on to mmpretrain's ``ResNet_CIFAR``.
+    """
+
+    arch_settings: ClassVar = ResNet_CIFAR.arch_settings | {
+        depth: (ResNet_CIFAR.arch_settings[18][0], ((depth - 2) // 6,) * 3) for depth in (32, 44, 56, 110)
+    }
+
+    def __init__(self, depth: int, **kwargs: Any) -> None:
+        three_stages = dict(
+            num_stages=3, stem_channels=16, base_channels=16, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,)
+        )
+        super().__init__(depth, **(three_stages if depth in (32, 44, 56, 110) else {}) | kwargs)
+
+
+@MODELS.register_module()
+class ReplViT(ReplMixin, VisionTransformer):
+    """Vision Transformer; ``arch`` is one of the host's (``deit-tiny``, ``deit-small``, ``base``, ``large``, a dict).
+
+    ``repl=dict(policy='interval', every=4, mlp_fusion=True)`` replaces every fourth block by a projection that two
+    scalars mix from its neighbours', and an MLP of the neighbours' mean weights. ``form='headwise'`` has two
+    coefficients per head instead.
+    """
+
+    forms = ('scalar', 'headwise')
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # The host writes into the sequence that it is given.
+        if 'out_indices' in kwargs and not isinstance(kwargs['out_indices'], int):
+            kwargs['out_indices'] = list(kwargs['out_indices'])
+        super().__init__(*args, **kwargs)
+
+    def stages(self) -> dict[str, nn.Module]:
+        return {'layers': self.layers}
+
+    def layout(self) -> Layout:
+        return Layout(f'{type(self).__name__} with {self.num_layers} blocks', (self.num_layers,))
+
+    def _replace(self, *, mlp_fusion: bool = False, **options: Any) -> None:
+        if not isinstance(mlp_fusion, bool):
+            raise ValueError(f"'mlp_fusion' is True or False, got {mlp_fusion!r}")
+        self.mlp_fusion = mlp_fusion
+        super()._replace(**options)
+
+    def _build(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module) -> ComputingLayer:
+        layer = {'scalar': ScalarEncoderLayer, 'headwise': HeadwiseEncoderLayer}[self.form]
+        return layer(removed, prev=prev, next=next, mlp_fusion=self.mlp_fusion)
+
+    def _freeze(self) -> None:
+        # The host freezes position embeddings and all whenever it is asked, and lets train() undo the eval mode.
+        if self.frozen_stages > 0:
+            self._freeze_stages()

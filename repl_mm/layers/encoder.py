@@ -1,0 +1,111 @@
+"""Computing layers of Vision Transformers, for mmpretrain's encoder layer.
+
+Shapes:
+    X      (N, T, D)  tokens
+    H, d   attention heads, and channels of one head: D = H d
+    F      hidden width of the MLP
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repl_mm.layers.base import ComputingLayer, require_shape
+from repl_mm.synthesis import average, average_normalised, mix, mix_heads
+
+
+class ComputingEncoderLayer(ComputingLayer):
+    """A token-wise residual projection in place of a pre-norm transformer block (Eq. 19-27).
+
+    Args:
+        removed: The block whose place is taken; it gives the shapes and nothing else.
+        prev: The retained block on the left.
+        next: The retained block on the right.
+        mlp_fusion: Let an MLP follow whose weights are the mean of the neighbours' normalised ones (Eq. 25-27).
+            It has no parameters of its own.
+    """
+
+    def __init__(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module, mlp_fusion: bool) -> None:
+        super().__init__(prev, next)
+        self.mlp_fusion = mlp_fusion
+        for side, block in (('left', prev), ('right', next)):
+            require_shape(f"the {side} neighbour's attention projection", block.attn.proj.weight,
+                          removed.attn.proj.weight.shape)  # fmt: skip
+            if mlp_fusion:
+                for own, borrowed in zip(_mlp(removed), _mlp(block), strict=True):
+                    require_shape(f"the {side} neighbour's MLP", borrowed.weight, own.weight.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._projection(x)
+        return x + self._mlp(x) if self.mlp_fusion else x
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        (prev1, prev2), (next1, next2) = _mlp(self.prev), _mlp(self.next)
+        x = F.linear(
+            _frozen_norm(self.prev.ln2, x),
+            average_normalised(prev1.weight, next1.weight),
+            average(prev1.bias, next1.bias),
+        )  # (N, T, F)
+        return F.linear(F.gelu(x), average_normalised(prev2.weight, next2.weight), average(prev2.bias, next2.bias))
+
+
+class ScalarEncoderLayer(ComputingEncoderLayer):
+    """``X + X W^T + b``, both mixed from the neighbours' projections by two scalars (Eq. 19-21, Eq. 50)."""
+
+    def __init__(self, removed: nn.Module, **kwargs) -> None:
+        super().__init__(removed, **kwargs)
+        # One element, not none: sharded training refuses parameters without an axis.
+        self.alpha = nn.Parameter(removed.attn.proj.weight.new_empty(1))
+        self.beta = nn.Parameter(removed.attn.proj.weight.new_empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Both scalars to 1/2: the sources are not normalised, so the mix starts as their mean."""
+        nn.init.constant_(self.alpha, 0.5)
+        nn.init.constant_(self.beta, 0.5)
+
+    def _projection(self, x: Tensor) -> Tensor:
+        prev, next = self.prev.attn.proj, self.next.attn.proj
+        weight = mix(self.alpha, prev.weight, self.beta, next.weight)
+        return F.linear(x, weight, mix(self.alpha, prev.bias, self.beta, next.bias))
+
+
+class HeadwiseEncoderLayer(ComputingEncoderLayer):
+    """``X + D^(-1/2) LN(X) W^T + b``, W mixed from normalised projections head by head (Eq. 22-24, Eq. 51).
+
+    The LN is the left neighbour's first one, read through a stop-gradient; the bias is the neighbours' mean and is
+    not scaled.
+    """
+
+    def __init__(self, removed: nn.Module, **kwargs) -> None:
+        super().__init__(removed, **kwargs)
+        self.alpha = nn.Parameter(removed.attn.proj.weight.new_empty(removed.attn.num_heads))
+        self.beta = nn.Parameter(removed.attn.proj.weight.new_empty(removed.attn.num_heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All coefficients to 1: the sources are normalised."""
+        nn.init.ones_(self.alpha)
+        nn.init.ones_(self.beta)
+
+    def _projection(self, x: Tensor) -> Tensor:
+        prev, next = self.prev.attn.proj, self.next.attn.proj
+        # The factor goes into the coefficients: they are few, the tokens are many.
+        scale = x.size(-1) ** -0.5
+        weight = mix_heads(self.alpha * scale, prev.weight, self.beta * scale, next.weight)
+        return F.linear(_frozen_norm(self.prev.ln1, x), weight, average(prev.bias, next.bias))
+
+
+def _mlp(block: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+    """The two linear layers of an encoder layer's MLP."""
+    linears = [module for module in block.ffn.modules() if isinstance(module, nn.Linear)]
+    if len(linears) != 2 or type(block.ffn).__name__ != 'FFN':
+        raise ValueError(
+            f'mlp_fusion needs an MLP of two linear layers, got {type(block.ffn).__name__} with {len(linears)}: '
+            'leave mlp_fusion out'
+        )
+    return linears[0], linears[1]
+
+
+def _frozen_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """A borrowed layer norm, its parameters read through a stop-gradient."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps)

@@ -1,0 +1,127 @@
+"""Computing layers of residual networks.
+
+Shapes:
+    x      (N, C, H, W)  input and output of a block
+    B      channels of a Bottleneck's middle convolution
+    q      kernel size of the spatial convolution
+"""
+
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+
+from repl_mm.layers.base import ComputingLayer, require_shape
+from repl_mm.synthesis import mix_channels
+
+
+class _ResidualLayer(ComputingLayer):
+    """``y = relu(x + norm(branch(x)))`` with one coefficient per channel of a spatial convolution.
+
+    Args:
+        removed: The block whose place is taken; it gives the geometry and nothing else.
+        prev: The retained block on the left.
+        next: The retained block on the right.
+        norm_cfg: Config of the norm layer, as the backbone's other blocks have it.
+        zero_init_residual: Start with the residual branch switched off, as the backbone's blocks do.
+    """
+
+    def __init__(
+        self, removed: nn.Module, *, prev: nn.Module, next: nn.Module, norm_cfg: dict, zero_init_residual: bool
+    ) -> None:
+        super().__init__(prev, next)
+        for block in (removed, prev, next):
+            _require_plain(block)
+        conv = self._spatial(removed)
+        self.zero_init_residual = zero_init_residual
+        # The neighbours may be dilated otherwise, so the geometry is that of the removed block.
+        self.geometry = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
+        self.alpha = nn.Parameter(conv.weight.new_empty(conv.out_channels))
+        self.beta = nn.Parameter(conv.weight.new_empty(conv.out_channels))
+        self.norm = build_norm_layer(norm_cfg, self._out_channels(removed))[1]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Coefficients to 1, the norm to the identity (or to zero under ``zero_init_residual``)."""
+        nn.init.ones_(self.alpha)
+        nn.init.ones_(self.beta)
+        nn.init.constant_(self.norm.weight, 0 if self.zero_init_residual else 1)
+        nn.init.zeros_(self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm(self._branch(x))
+        out += x
+        return F.relu(out, inplace=True)
+
+    def extra_repr(self) -> str:
+        return f'{self.alpha.numel()} channels, ' + ', '.join(f'{k}={v}' for k, v in self.geometry.items())
+
+
+class ComputingBasicBlock(_ResidualLayer):
+    """One 3x3 convolution in place of a BasicBlock (Eq. 8-11).
+
+    The kernel mixes the left neighbour's second and the right neighbour's first convolution. Its own
+    parameters are alpha (C,), beta (C,) and the norm's 2 C: 4 C in all (Eq. 44).
+    """
+
+    def __init__(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module, **kwargs) -> None:
+        super().__init__(removed, prev=prev, next=next, **kwargs)
+        require_shape("the left neighbour's conv2", prev.conv2.weight, removed.conv1.weight.shape)
+        require_shape("the right neighbour's conv1", next.conv1.weight, removed.conv1.weight.shape)
+
+    @staticmethod
+    def _spatial(block: nn.Module) -> nn.Conv2d:
+        return block.conv1
+
+    @staticmethod
+    def _out_channels(block: nn.Module) -> int:
+        return block.conv2.out_channels
+
+    def weight(self) -> Tensor:
+        """The synthesised kernel, shape (C, C, q, q)."""
+        return mix_channels(self.alpha, self.prev.conv2.weight, self.beta, self.next.conv1.weight)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight(), **self.geometry)
+
+
+class ComputingBottleneck(_ResidualLayer):
+    """A Bottleneck of borrowed 1x1 convolutions and a synthesised middle one (Eq. 13-15).
+
+    The left neighbour lends the reduction, the right one the expansion; the middle kernel mixes both. Its own
+    parameters are alpha (B,), beta (B,) and the norm's 2 C: 2 B + 2 C in all (Eq. 47).
+    """
+
+    def __init__(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module, **kwargs) -> None:
+        super().__init__(removed, prev=prev, next=next, **kwargs)
+        require_shape("the left neighbour's conv1", prev.conv1.weight, removed.conv1.weight.shape)
+        require_shape("the left neighbour's conv2", prev.conv2.weight, removed.conv2.weight.shape)
+        require_shape("the right neighbour's conv2", next.conv2.weight, removed.conv2.weight.shape)
+        require_shape("the right neighbour's conv3", next.conv3.weight, removed.conv3.weight.shape)
+
+    @staticmethod
+    def _spatial(block: nn.Module) -> nn.Conv2d:
+        return block.conv2
+
+    @staticmethod
+    def _out_channels(block: nn.Module) -> int:
+        return block.conv3.out_channels
+
+    def weight(self) -> Tensor:
+        """The synthesised middle kernel, shape (B, B / groups, q, q)."""
+        return mix_channels(self.alpha, self.prev.conv2.weight, self.beta, self.next.conv2.weight)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        z = F.relu(F.conv2d(x, self.prev.conv1.weight.detach()), inplace=True)  # (N, B, H, W)
+        z = F.relu(F.conv2d(z, self.weight(), **self.geometry), inplace=True)
+        return F.conv2d(z, self.next.conv3.weight.detach())  # (N, C, H, W)
+
+
+def _require_plain(block: nn.Module) -> None:
+    """Raise ValueError where a block is more than convolutions, norms and a sum."""
+    convs = [child for name, child in block.named_children() if name.startswith('conv')]
+    odd = sorted({type(conv).__name__ for conv in convs if type(conv) is not nn.Conv2d})
+    if odd or getattr(block, 'with_plugins', False):
+        raise ValueError(
+            f'a site and its neighbours need plain convolutions without plugins, got {", ".join(odd) or "plugins"}: '
+            "choose other sites, or leave out the backbone's conv_cfg, dcn and plugins there"
+        )

@@ -1,0 +1,107 @@
+"""Weight-space synthesis: neighbours' weights and a few coefficients in, the weight of a new operator out.
+
+Shapes:
+    C, D   output channels (rows) and columns of a weight
+    H, d   attention heads, and columns of one head: D = H d
+    W      (C, ...) convolution kernel, or (C, D) linear weight
+
+Every source is read through a stop-gradient (Eq. 30): only the coefficients receive gradients. ``prev`` and
+``next`` are the weights of the left and of the right neighbour, of one shape.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+EPS = 1e-8
+
+
+class _Mix(torch.autograd.Function):
+    """``a * prev + b * next`` for scales a and b, in two passes over the weights.
+
+    Ordinary autograd would keep a normalised copy of each source for the backward pass. Here the sources
+    themselves are kept, which exist anyway, and the gradient of a scale is one contraction of the weight's
+    gradient with its source.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, a: Tensor, prev: Tensor, b: Tensor, next: Tensor, axes: int) -> Tensor:
+        """The scales have the size of the weight along the first ``axes`` axes, and size 1 along the others."""
+        ctx.save_for_backward(prev, next)
+        ctx.axes = axes
+        return torch.mul(prev, a).addcmul_(next, b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        prev, next = ctx.saved_tensors
+        scale_shape = grad.shape[: ctx.axes] + (1,) * (grad.dim() - ctx.axes)
+
+        def contract(source: Tensor) -> Tensor:
+            # vecdot is a matrix product, which autocast would run in half precision.
+            with torch.autocast(grad.device.type, enabled=False):
+                return torch.linalg.vecdot(grad.flatten(ctx.axes), source.flatten(ctx.axes)).view(scale_shape)
+
+        grad_a = contract(prev) if ctx.needs_input_grad[0] else None
+        grad_b = contract(next) if ctx.needs_input_grad[2] else None
+        return grad_a, None, grad_b, None, None
+
+
+def row_norm(weight: Tensor) -> Tensor:
+    """Euclidean norm of each output channel, ``sqrt(sum(W[c]**2) + eps)`` (Eq. 9, 22), shape (C, 1, ...)."""
+    norm = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
+    return norm.square().add_(EPS).sqrt_()
+
+
+def mix_channels(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
+    """Mix row-normalised weights channel by channel (Eq. 10, 14).
+
+    Args:
+        alpha: Coefficients of ``prev``, shape (C,).
+        prev: Weight of the left neighbour, shape (C, ...).
+        beta: Coefficients of ``next``, shape (C,).
+        next: Weight of the right neighbour, shape (C, ...).
+
+    Returns:
+        ``alpha[c] prev[c] / |prev[c]| + beta[c] next[c] / |next[c]|``, shape (C, ...).
+    """
+    prev, next = prev.detach(), next.detach()
+    column = (-1,) + (1,) * (prev.dim() - 1)
+    return _Mix.apply(alpha.view(column) / row_norm(prev), prev, beta.view(column) / row_norm(next), next, 1)
+
+
+def mix_heads(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
+    """Mix row-normalised linear weights, one coefficient per block of columns that a head owns (Eq. 22-23).
+
+    Args:
+        alpha: Coefficients of ``prev``, shape (H,).
+        prev: Projection weight of the left neighbour, shape (C, H d).
+        beta: Coefficients of ``next``, shape (H,).
+        next: Projection weight of the right neighbour, shape (C, H d).
+
+    Returns:
+        The mixed weight, shape (C, H d).
+    """
+    prev, next = prev.detach(), next.detach()
+    by_head = (prev.size(0), alpha.numel(), -1)  # (C, H, d)
+    a = (alpha / row_norm(prev)).unsqueeze(-1)  # (C, H, 1)
+    b = (beta / row_norm(next)).unsqueeze(-1)
+    return _Mix.apply(a, prev.view(by_head), b, next.view(by_head), 2).view(prev.shape)
+
+
+def mix(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
+    """``alpha prev + beta next`` for scalars of shape (1,), the sources as they are (Eq. 20)."""
+    ones = (1,) * prev.dim()
+    return _Mix.apply(alpha.view(ones), prev.detach(), beta.view(ones), next.detach(), 0)
+
+
+@torch.no_grad()
+def average(prev: Tensor, next: Tensor) -> Tensor:
+    """Mean of two tensors, without coefficients and without gradients (Eq. 23, 26)."""
+    return torch.lerp(prev, next, 0.5)
+
+
+@torch.no_grad()
+def average_normalised(prev: Tensor, next: Tensor) -> Tensor:
+    """Mean of two row-normalised weights, without coefficients and without gradients (Eq. 25)."""
+    return torch.mul(prev, 0.5 / row_norm(prev)).addcmul_(next, 0.5 / row_norm(next))
