@@ -1,0 +1,29 @@
+"""What several test modules share."""
+
+import pytest
+import torch
+from torch import nn
+
+import repl_mm.compat  # noqa: F401
+from repl_mm.layers import ComputingLayer
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Give norms, biases and coefficients random values: fresh ones hide most errors."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.running_mean.normal_()
+            child.running_var.uniform_(0.5, 2)
+        if isinstance(child, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
+            nn.init.uniform_(child.weight, 0.5, 1.5)
+        if isinstance(child, ComputingLayer):
+            nn.init.normal_(child.alpha)
+            nn.init.normal_(child.beta)
+        if isinstance(getattr(child, 'bias', None), nn.Parameter):
+            nn.init.normal_(child.bias, std=0.1)
+    return module

@@ -1,0 +1,166 @@
+"""Contract: the synthesised weight is the paper's, and only the coefficients learn from it.
+
+Oracles: 2 x 2 kernels worked out by hand; the plain formulas written with torch's own autograd; gradcheck in float64.
+"""
+
+import math
+
+import pytest
+import torch
+
+from repl_mm import synthesis
+
+PREV = torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]], [[[0.0, 0.0], [6.0, 8.0]]]])  # rows of norm 5 and 10
+NEXT = torch.tensor([[[[0.0, 5.0], [12.0, 0.0]]], [[[1.0, 1.0], [1.0, 1.0]]]])  # rows of norm 13 and 2
+
+
+def double(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def rows(weight: torch.Tensor) -> torch.Tensor:
+    """Row normalisation, written out (Eq. 9)."""
+    flat = weight.detach().flatten(1)
+    return (flat / (flat.pow(2).sum(1, keepdim=True) + 1e-8).sqrt()).view(weight.shape)
+
+
+def plain_channels(alpha, prev, beta, next):
+    shape = (-1,) + (1,) * (prev.dim() - 1)
+    return alpha.view(shape) * rows(prev) + beta.view(shape) * rows(next)
+
+
+def plain_heads(alpha, prev, beta, next):
+    wide = lambda c: c.repeat_interleave(prev.size(1) // c.numel())  # noqa: E731
+    return wide(alpha) * rows(prev) + wide(beta) * rows(next)
+
+
+def plain_scalars(alpha, prev, beta, next):
+    return alpha * prev.detach() + beta * next.detach()
+
+
+FORMS = {
+    'conv': (synthesis.mix_channels, plain_channels, (6, 4, 3, 3), 6),
+    'linear': (synthesis.mix_channels, plain_channels, (6, 12), 6),
+    'heads': (synthesis.mix_heads, plain_heads, (12, 12), 3),
+    'scalars': (synthesis.mix, plain_scalars, (12, 12), 1),
+    'scalar bias': (synthesis.mix, plain_scalars, (12,), 1),
+}
+
+
+def sources(form):
+    mixed, plain, shape, coefficients = FORMS[form]
+    alpha, beta = double(coefficients).requires_grad_(), double(coefficients).requires_grad_()
+    return mixed, plain, alpha, double(*shape).requires_grad_(), beta, double(*shape).requires_grad_()
+
+
+def test_two_by_two_kernels_by_hand():
+    alpha, beta = torch.tensor([10.0, -1.0]), torch.tensor([13.0, 4.0])
+    weight = synthesis.mix_channels(alpha, PREV, beta, NEXT)
+    # Channel 0: 10/5 [3 0; 0 4] + 13/13 [0 5; 12 0]; channel 1: -1/10 [0 0; 6 8] + 4/2 [1 1; 1 1].
+    by_hand = torch.tensor([[[[6.0, 5.0], [12.0, 8.0]]], [[[2.0, 2.0], [1.4, 1.2]]]])
+    torch.testing.assert_close(weight, by_hand)
+
+
+def test_two_heads_by_hand():
+    prev = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    next = torch.tensor([[0.0, 1.0], [5.0, 12.0]])
+    weight = synthesis.mix_heads(torch.tensor([5.0, 10.0]), prev, torch.tensor([13.0, 26.0]), next)
+    # Column 0 takes 5 and 13, column 1 takes 10 and 26; the rows of prev are divided by 5, 2, those of next by 1, 13.
+    torch.testing.assert_close(weight, torch.tensor([[3.0, 8.0 + 26.0], [5.0, 10.0 + 24.0]]))
+
+
+def test_means_by_hand():
+    mean = synthesis.average(torch.tensor([1.0, 2.0]), torch.tensor([3.0, -2.0]))
+    torch.testing.assert_close(mean, torch.tensor([2.0, 0.0]))
+    mean = synthesis.average_normalised(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]]))
+    torch.testing.assert_close(mean, torch.tensor([[0.3, 0.9]]))
+
+
+def test_a_row_of_zeros_stays_zero():
+    zero = torch.zeros(2, 1, 2, 2)
+    ones = torch.ones(2)
+    assert synthesis.mix_channels(ones, zero, ones, zero).equal(zero)
+    assert math.isclose(synthesis.row_norm(zero)[0].item(), 1e-4, rel_tol=1e-6)  # sqrt(eps)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_weight_and_coefficient_gradients_equal_the_plain_formula(form):
+    mixed, plain, alpha, prev, beta, next = sources(form)
+    ours, theirs = mixed(alpha, prev, beta, next), plain(alpha, prev, beta, next)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    grad = torch.randn_like(theirs)
+    expected = torch.autograd.grad(theirs, (alpha, beta), grad)
+    torch.testing.assert_close(torch.autograd.grad(ours, (alpha, beta), grad), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_float32_is_within_rounding_of_the_plain_formula(form):
+    mixed, plain, *tensors = sources(form)
+    single = [tensor.detach().float() for tensor in tensors]
+    torch.testing.assert_close(mixed(*single), plain(*single), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_gradcheck(form):
+    mixed, _, alpha, prev, beta, next = sources(form)
+    assert torch.autograd.gradcheck(lambda a, b: mixed(a, prev, b, next), (alpha, beta))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_neighbours_get_no_gradient(form):
+    mixed, _, alpha, prev, beta, next = sources(form)
+    mixed(alpha, prev, beta, next).square().sum().backward()
+    assert prev.grad is None
+    assert next.grad is None
+    assert alpha.grad.abs().min() > 0
+    assert beta.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize('form', ['conv', 'linear', 'heads'])
+def test_scaling_the_rows_of_a_neighbour_changes_nothing(form):
+    mixed, _, alpha, prev, beta, next = sources(form)
+    factor = torch.rand(prev.size(0), dtype=torch.float64).add(0.5).view(-1, *[1] * (prev.dim() - 1))
+    scaled = mixed(alpha, prev * factor, beta, next / factor)
+    torch.testing.assert_close(scaled, mixed(alpha, prev, beta, next), rtol=1e-7, atol=1e-7)
+
+
+def test_scalars_do_not_normalise():
+    mixed, _, alpha, prev, beta, next = sources('scalars')
+    torch.testing.assert_close(mixed(alpha, 2 * prev, beta, 2 * next), 2 * mixed(alpha, prev, beta, next))
+
+
+def test_a_frozen_coefficient_gets_no_gradient():
+    mixed, _, alpha, prev, beta, next = sources('conv')
+    mixed(alpha.detach(), prev, beta, next).sum().backward()
+    assert alpha.grad is None
+    assert beta.grad is not None
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_autocast_leaves_the_synthesis_in_float32(form):
+    mixed, plain, *tensors = sources(form)
+    alpha, prev, beta, next = (tensor.detach().float().requires_grad_() for tensor in tensors)
+    with torch.autocast('cpu', torch.bfloat16):
+        weight = mixed(alpha, prev, beta, next)
+        weight.sum().backward()
+    expected = torch.autograd.grad(plain(alpha, prev, beta, next).sum(), alpha)[0]
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(alpha.grad, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_channels_last_weights_give_the_same_weight_in_the_same_format():
+    mixed, _, alpha, prev, beta, next = sources('conv')
+    last = mixed(
+        alpha, *(t.detach().to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in (prev, beta, next))
+    )
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, mixed(alpha, prev, beta, next))
+
+
+def test_sources_changed_before_the_backward_pass_are_noticed():
+    mixed, _, alpha, prev, beta, next = sources('conv')
+    weight = mixed(alpha, prev, beta, next)
+    with torch.no_grad():
+        prev.mul_(2)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        weight.sum().backward()
