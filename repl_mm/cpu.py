@@ -67,11 +67,12 @@ class GlooBatchNorm(_BatchNorm):
         axes = tuple(range(x.dim() - 1))
         count = x.new_tensor(x[..., 0].numel())
         dist.all_reduce(count)
-        # The mean first: E[x^2] - E[x]^2 would cancel. The reductions are differentiable.
-        centred = x - all_reduce(x.sum(axes)) / count
+        # Both reductions are differentiable. The mean comes first: E[x^2] - E[x]^2 would cancel.
+        mean = all_reduce(x.sum(axes)) / count
+        centred = x - mean
         var = all_reduce(centred.square().sum(axes)) / count
         if self.track_running_stats:
-            self._track((x - centred)[(0,) * len(axes)].detach(), var.detach() * count / (count - 1))
+            self._track(mean.detach(), var.detach() * count / (count - 1))
         out = centred * torch.rsqrt(var + self.eps)
         if self.affine:
             out = out * self.weight + self.bias

@@ -112,7 +112,7 @@ def _check_block(block: nn.Module, name: str, theirs: Mapping[str, Tensor]) -> N
             f'the checkpoint {there} at {name}, where this backbone has a {type(block).__name__}: '
             f'{missing[0]} is missing. Give the same sites as in the run that wrote the checkpoint'
         )
-    for key in set(own) & set(theirs):
+    for key in [key for key in own if key in theirs]:
         if own[key].shape != theirs[key].shape and not (replaced and missing):
             raise ValueError(
                 f'the checkpoint belongs to another network: {name}.{key} has shape {tuple(theirs[key].shape)} there '

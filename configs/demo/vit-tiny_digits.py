@@ -10,8 +10,9 @@ model = dict(
 )
 
 epochs = 20
+train_dataloader = dict(batch_size=32)
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=1)
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05))
 param_scheduler = dict(
-    type='OneCycleLR', eta_max=1e-3, by_epoch=True, total_steps=epochs, convert_to_iter_based=True, pct_start=0.2
+    type='OneCycleLR', eta_max=5e-4, by_epoch=True, total_steps=epochs, convert_to_iter_based=True, pct_start=0.2
 )
