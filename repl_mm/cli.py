@@ -1,11 +1,11 @@
-"""What the command-line tools share: their arguments, their config, and errors that a person can read."""
+"""What the command-line tools share: errors that a person can read, arguments, config, runner, checkpoint."""
 
 import os
 import re
 import sys
 import time
 from argparse import ArgumentError, ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,11 @@ import repl_mm.compat  # noqa: F401
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from repl_mm.cpu import GlooRunner
-
-# ---------------------------------------------------------------------------------------------- errors
 
 
 @contextmanager
@@ -39,52 +36,59 @@ def friendly(*, on_interrupt: str = '') -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _leave(f'interrupted{on_interrupt and ": "}{on_interrupt}', code=130)
-    except (ValueError, OSError) as error:
+        _leave(f'interrupted: {on_interrupt}'.removesuffix(': '), code=130)
+    except (ValueError, OSError, KeyError) as error:
+        if isinstance(error, KeyError) and not UNKNOWN_TYPE.search(str(error)):
+            raise
         _leave(f'error: {sentence(error)}', code=2)
 
 
 def _leave(message: str, *, code: int) -> None:
-    rank = int(os.environ.get('RANK', 0))
+    rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
     if rank > 0:
         # If the first process met the same, its launcher ends this one before the sentence comes twice.
         time.sleep(5)
         message = f'rank {rank}: {message}'
-    print(f'\n{message}', file=sys.stderr, flush=True)
+    print(message, file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 
+# What the host libraries raise on bad input; the rest is taken for a bug.
+HOST_ERRORS = (AssertionError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (.+) registry')
+
+
 @contextmanager
-def explain(task: str) -> Iterator[None]:
-    """Turn what the host libraries raise on bad input during a task into a ``ValueError`` that says so."""
+def explain(task: str, *, errors: type[Exception] | tuple[type[Exception], ...] = HOST_ERRORS) -> Iterator[None]:
+    """Turn errors that stand for bad input during a task into a ``ValueError`` that names the task."""
     try:
         yield
-    except (ArithmeticError, AssertionError, ImportError, LookupError, NameError, OSError, RuntimeError, SyntaxError,
-            TypeError, ValueError) as error:  # fmt: skip
+    except errors as error:
         raise ValueError(f'{task}: {sentence(error)}') from error
 
 
 def sentence(error: Exception) -> str:
-    """The one line of an error's message that tells most."""
+    """The line of an error's message that tells most."""
     # str(KeyError) is the repr of its message.
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     if not text:
         return type(error).__name__
-    if 'Original Traceback' in text:  # from a data loader's worker
+    if 'Original Traceback' in text:  # from the worker of a data loader
         return text.splitlines()[-1]
-    line = text.splitlines()[0]
-    if unknown := re.match(r'(\S+) is not in the (\S+) registry', line):
-        return f"unknown type '{unknown[1]}': the {unknown[2]} registry has no such name; check its spelling"
-    return line.removeprefix('[Errno 2] ')
-
-
-# ------------------------------------------------------------------------------------- arguments, config
+    line = re.sub(r'^\[Errno \d+\] |, the current sys.path is:', '', text.splitlines()[0])
+    if unknown := UNKNOWN_TYPE.match(line):
+        return f"unknown type '{unknown[1]}', the {unknown[2]} registry does not have it: check its spelling"
+    if isinstance(error, LookupError) and ' ' not in line:
+        return f"'{line}' is not there"
+    return line.replace('need at least one array to concatenate', 'the data set is empty')
 
 
 class CfgOptions(DictAction):
-    """mmengine's KEY=VALUE arguments, with an error that argparse can show."""
+    """mmengine's KEY=VALUE arguments, with an error that argparse shows."""
 
-    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None):
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
         try:
             super().__call__(parser, namespace, values, option_string)
         except (ValueError, AssertionError):
@@ -103,41 +107,54 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
 
 
-def load_config(args: Namespace) -> Config:
-    """The config file of a tool with its common arguments merged in.
+def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
+    """The config file of a tool, with the common arguments merged in.
 
     Raises:
-        ValueError: A config that cannot be read, an override that does not fit it, or a launch that cannot work.
+        ValueError: A config that cannot be read or lacks a section, or a launch that cannot work.
     """
-    check_launch(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    with explain(f'cannot read the config {args.config}'):
+    check_launch(args.launcher)
+    # A config is Python code and may raise anything.
+    with explain(f'cannot read the config {args.config}', errors=Exception):
         config = Config.fromfile(args.config)
-    for section in ('model', 'default_scope'):
-        if section not in config:
-            raise ValueError(f"the config {args.config} has no '{section}': give one that trains or tests a model")
     with explain('cannot apply --cfg-options'):
         config.merge_from_dict(args.cfg_options or {})
+    missing = [section for section in sections if config.get(section) is None]
+    if missing:
+        raise ValueError(f'the config {args.config} lacks {", ".join(missing)}: give a config of a whole experiment')
+    if config.get('runner_type', 'Runner') != 'Runner':
+        raise ValueError(f'runner_type {config.runner_type!r} is not supported: leave it out for the default Runner')
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    _complete_loaders(config)
+    if config.get('default_scope') == 'mmpretrain':
+        _complete_loaders(config)
     return config
+
+
+def _complete_loaders(config: Config) -> None:
+    """Set what mmpretrain's own tools add to its configs."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if loader := config.get(name):
+            loader.setdefault('pin_memory', get_device() != 'cpu')
+            loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+            loader.setdefault('collate_fn', dict(type='default_collate'))
 
 
 def check_launch(launcher: str) -> None:
     """Make sure that the processes of a distributed run can work on this machine.
 
     Raises:
-        ValueError: They were not started by the launcher, or are more than the GPUs.
+        ValueError: No launcher started this process, or there are more processes than GPUs.
     """
-    size_key = dict(pytorch='LOCAL_WORLD_SIZE', slurm='SLURM_NTASKS_PER_NODE', mpi='OMPI_COMM_WORLD_LOCAL_SIZE')
     if launcher == 'none':
         return
     if launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise ValueError('--launcher pytorch is for processes that torchrun started: use tools/dist_train.sh')
-    processes, gpus = int(os.environ.get(size_key[launcher], 1)), torch.cuda.device_count()
-    if get_device() == 'cpu' and launcher != 'pytorch':
-        raise ValueError(f'--launcher {launcher} needs GPUs: on CPUs use --launcher pytorch')
+        raise ValueError('--launcher pytorch is for processes that torchrun started: use the dist_*.sh scripts')
+    if launcher != 'pytorch' and get_device() == 'cpu':
+        raise ValueError(f'--launcher {launcher} needs GPUs, and this machine has none: use --launcher pytorch')
+    size = dict(pytorch='LOCAL_WORLD_SIZE', slurm='SLURM_NTASKS_PER_NODE', mpi='OMPI_COMM_WORLD_LOCAL_SIZE')[launcher]
+    processes, gpus = int(os.environ.get(size, 1)), torch.cuda.device_count()
     if 0 < gpus < processes:
         raise ValueError(
             f'{processes} processes were started on this machine, which has {gpus} GPU(s): start one for each GPU, '
@@ -145,34 +162,7 @@ def check_launch(launcher: str) -> None:
         )
 
 
-def _complete_loaders(config: Config) -> None:
-    """What mmpretrain's own tools add to its configs."""
-    if config.default_scope != 'mmpretrain':
-        return
-    for loader in filter(None, map(config.get, ('train_dataloader', 'val_dataloader', 'test_dataloader'))):
-        loader.setdefault('pin_memory', get_device() != 'cpu')
-        loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
-        loader.setdefault('collate_fn', dict(type='default_collate'))
-
-
-def show_pictures(config: Config, folder: str) -> None:
-    """Let the host library's own hook draw every prediction of a test into a folder."""
-    folder = os.path.abspath(folder)
-    hook, visualizer = {
-        'mmpretrain': (dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder), 'UniversalVisualizer'),
-        'mmdet': (dict(type='DetVisualizationHook', draw=True, test_out_dir=folder), 'DetLocalVisualizer'),
-        'mmseg': (dict(type='SegVisualizationHook', draw=True), 'SegLocalVisualizer'),
-    }[config.default_scope]
-    config.merge_from_dict({'default_hooks.visualization': config.get('default_hooks', {}).get('visualization', {}) | hook})
-    config.setdefault('visualizer', dict(type=visualizer, vis_backends=[dict(type='LocalVisBackend')]))
-    if config.default_scope == 'mmseg':
-        config.visualizer.save_dir = folder
-
-
-# ----------------------------------------------------------------------------------------- runner
-
-
-def build_runner(config: Config, *, loops: tuple[str, ...]) -> Runner:
+def build_runner(config: Config, *, loops: Sequence[str]) -> Runner:
     """The runner of a config, with the data of its loops loaded.
 
     Args:
@@ -180,58 +170,67 @@ def build_runner(config: Config, *, loops: tuple[str, ...]) -> Runner:
         loops: Which of ``'train'``, ``'val'`` and ``'test'``.
 
     Raises:
-        ValueError: A section is missing, or something in the config cannot be built.
+        ValueError: Something in the config cannot be built, or a data set is empty.
     """
-    for section in (f'{loop}_{part}' for loop in loops for part in ('dataloader', 'cfg')):
-        if config.get(section) is None:
-            raise ValueError(f"the config {config.filename} has no '{section}'")
-    with explain(f'cannot build the model of {config.filename}'):
+    with explain(f'cannot build {config.filename}'):
         on_cpus = config.launcher != 'none' and get_device() == 'cpu'
-        runner = GlooRunner.from_cfg(config) if on_cpus else RUNNERS.build(config)
+        runner = (GlooRunner if on_cpus else Runner).from_cfg(config)
     for loop in loops:
-        with explain(f'cannot load the data of {loop}_dataloader'):
+        with explain(f'cannot load the {loop} data, check {loop}_dataloader in the config'):
             loader = getattr(runner, f'{loop}_loop').dataloader
         if len(loader) == 0:
-            raise ValueError(f'{loop}_dataloader gives no batch: its data set has {len(loader.dataset)} samples')
+            raise ValueError(
+                f'{loop}_dataloader gives no batch, its data set has {len(loader.dataset)} samples: check its paths '
+                'and its batch_size'
+            )
+    if 'train' in loops:
+        with explain('cannot build the optimizer'):
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     return runner
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """The content of a checkpoint file.
+def read_checkpoint(path: str) -> Mapping[str, Any]:
+    """The content of a checkpoint, a file or whatever else mmengine loads from.
 
     Raises:
         ValueError: No such file, or not a checkpoint.
     """
-    if os.path.isdir(path):
-        raise ValueError(f'the checkpoint {path} is a folder: give a .pth file')
+    checkpoint = None
     try:
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     except FileNotFoundError:
-        raise ValueError(f'the checkpoint {path} does not exist') from None
-    except Exception:  # whatever unpickling some other file comes to
-        checkpoint = None
+        raise ValueError(f'there is no checkpoint {path}: give a .pth file that training has written') from None
+    except OSError:
+        raise
+    except Exception:  # noqa: S110, BLE001
+        pass  # unpickling some other file may raise anything
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f'{path} is not a checkpoint: give a .pth file that training has written')
     return checkpoint
 
 
-def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
-    """Make sure that a checkpoint fits a model key by key, by loading it.
+def require_fit(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str) -> None:
+    """Make sure that a checkpoint fits a model key by key, by loading it; mmengine would warn and go on.
 
     Raises:
         ValueError: Keys are missing or left over, or tensors have another shape.
     """
+    state_dict: Mapping[str, Tensor] = checkpoint.get('state_dict', checkpoint)
     state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    problems: dict[str, Sequence[str]] = {}
+    while hasattr(model, 'module'):  # of a distributed run, of test-time augmentation
+        model = model.module
     try:
-        missing, unexpected = getattr(model, 'module', model).load_state_dict(state_dict, strict=False)
-        reshaped = []
+        problems['missing'], problems['left over'] = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
-        missing, unexpected, reshaped = [], [], re.findall(r'size mismatch for (\S+):', str(error))
-    problems = dict(missing=missing, unexpected=unexpected) | {'of another shape': reshaped}
-    counts = [f'{len(keys)} {what} ({", ".join(keys[:3])}{", ..." * (len(keys) > 3)})'
-              for what, keys in problems.items() if keys]  # fmt: skip
+        problems['of another shape'] = re.findall(r'(?:size mismatch for|parameter named) "?([\w.]+)', str(error))
+    counts = [
+        f'{len(keys)} {what} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
+        for what, keys in problems.items()
+        if keys
+    ]
     if counts:
         raise ValueError(
-            f'the checkpoint {source} does not fit the model, keys {" and ".join(counts)}: '
+            f'the checkpoint {source} does not fit the model, of its keys are {" and ".join(counts)}: '
             'give the config that it was trained with'
         )

@@ -153,7 +153,7 @@ def test_parameters_of_a_resnet(depth, every, parameters):
 
 @pytest.mark.parametrize(('depth', 'parameters'), [(32, 466_256), (44, None), (56, None), (110, 1_730_064)])
 def test_parameters_of_a_cifar_resnet(depth, parameters):
-    """Counted layer by layer: 6 n + 2 layers of 16, 32 and 64 channels, two of the stages with a projection shortcut."""
+    """Counted layer by layer: 6 n + 2 layers of 16, 32 and 64 channels, and two projection shortcuts."""
     n = (depth - 2) // 6
     norm = lambda channels: 2 * channels  # noqa: E731
     count = 3 * 16 * 9 + norm(16)

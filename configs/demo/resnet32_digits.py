@@ -10,7 +10,7 @@ model = dict(
         in_channels=64,
         loss=dict(type='CrossEntropyLoss'),
         topk=(1,),
-        init_cfg=None,  # torch's own; mmpretrain's standard deviation of 0.01 loses the first epochs of a run this short
+        init_cfg=None,  # torch's own; mmpretrain's small one loses the first epochs of a run this short
     ),
 )
 

@@ -1,0 +1,33 @@
+# Everything runs in its own environment, made on the first call and reused as long as the pins do not change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TASK ?= classification
+
+.PHONY: setup demo test lint format
+
+setup: $(READY)
+
+$(READY): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo 'error: Python 3.11 is needed: call make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@echo 'Setting up $(VENV): 2 to 3 minutes, once.'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install -q --no-input --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@$(BIN)/pip install -q --no-input --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(READY)
+	@PATH="$(abspath $(BIN)):$$PATH" tools/run_demo.sh $(TASK)
+
+test: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .

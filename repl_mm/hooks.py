@@ -1,0 +1,415 @@
+"""What a training run costs in time and memory, measured by one hook.
+
+The borders between the kinds of work are the runner's own calls of its hooks: what lies between the end of
+``before_train_iter`` and the start of ``after_train_iter`` is a step, whichever hooks run in them and in which order.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import date
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import mmengine
+import numpy as np
+import psutil
+import torch
+from mmengine.device import is_cuda_available
+from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook
+from mmengine.runner import BaseLoop, Runner
+
+import repl_mm
+from repl_mm.registry import HOOKS
+
+CATEGORIES = ('step', 'data', 'validation', 'logging', 'checkpoint', 'hooks', 'other')
+
+# What the time after a call of the runner's hooks is spent on; after any other call it is what it was before.
+_AFTER = {
+    'before_train_epoch': 'data',
+    'before_train_iter': 'step',
+    'after_train_iter': 'data',
+    'after_train_epoch': 'other',
+    'before_val': 'validation',
+}
+
+
+class Stopwatch:
+    """Books all time that passes on exactly one category at any moment.
+
+    Attributes:
+        category: The current one of ``CATEGORIES``.
+    """
+
+    clock: Callable[[], float] = staticmethod(perf_counter)
+
+    def __init__(self) -> None:
+        self.category = 'other'
+        self._seconds = dict.fromkeys(CATEGORIES, 0.0)
+        self._taken = dict(self._seconds)
+        self._since = self.clock()
+
+    def switch(self, category: str) -> str:
+        """Book what follows on ``category``; returns the category until now."""
+        now, previous = self.clock(), self.category
+        self._seconds[previous] += now - self._since
+        self._since, self.category = now, category
+        return previous
+
+    @contextmanager
+    def on(self, category: str) -> Iterator[None]:
+        """Book what runs inside on ``category``, then go on with the one before."""
+        previous = self.switch(category)
+        try:
+            yield
+        finally:
+            self.switch(previous)
+
+    def take(self, category: str) -> float:
+        """Seconds booked on ``category`` since it was last taken."""
+        seconds = self._seconds[category] - self._taken[category]
+        self._taken[category] = self._seconds[category]
+        return seconds
+
+    def totals(self) -> dict[str, float]:
+        """Seconds of every category up to now."""
+        self.switch(self.category)
+        return dict(self._seconds)
+
+
+def _resident(pid: int) -> int:
+    """Bytes that a process holds in memory, 0 when it has ended."""
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+def _peak_resident(pid: int) -> int:
+    """High-water mark of :func:`_resident` (Linux)."""
+    try:
+        mark = re.search(r'VmHWM:\s+(\d+) kB', Path(f'/proc/{pid}/status').read_text())
+    except OSError:
+        return 0
+    return int(mark[1]) * 1024 if mark else 0
+
+
+def _reset_peak_resident() -> bool:
+    """Let this process' high-water mark start anew; returns whether that is possible."""
+    try:
+        Path('/proc/self/clear_refs').write_text('5')
+    except OSError:
+        return False
+    return True
+
+
+class HostGauge:
+    """Step times and resident memory where steps run on the CPU.
+
+    Memory is the sum over the process and its data-loader workers; pages they share count in each of them.
+
+    Attributes:
+        device: Name of the hardware.
+        seconds: Duration of each finished step.
+        memory: Bytes, as in ``cost.json``.
+    """
+
+    def __init__(self) -> None:
+        self.device = f'CPU, {torch.get_num_threads()} threads'
+        self.seconds: list[float] = []
+        # The mark would hold what was resident before training too. Where it cannot be reset (another system than
+        # Linux, or a container that forbids it), the peak is the largest of the sampled values instead, which may
+        # miss a short peak between two samples. A worker's mark starts with the worker.
+        self._measure = _peak_resident if _reset_peak_resident() else _resident
+        start = self._sum(_resident)
+        self.memory = {'peak_resident': start, 'resident_at_start': start}
+
+    @staticmethod
+    def _sum(measure: Callable[[int], int]) -> int:
+        workers = multiprocessing.active_children()
+        return sum(map(measure, [os.getpid(), *(worker.pid for worker in workers)]))
+
+    def sample(self) -> None:
+        """Bring the peak up to date."""
+        self.memory['peak_resident'] = max(self.memory['peak_resident'], self._sum(self._measure))
+
+    def begin_step(self) -> None:
+        """Nothing to do: a step ends when its call returns."""
+
+    end_step = finish = begin_step
+
+    def collect(self, host_seconds: float) -> None:
+        """Take in the step that ended; ``host_seconds`` is what the stopwatch says."""
+        self.seconds.append(host_seconds)
+
+    def settle(self, totals: dict[str, float]) -> dict[str, float]:
+        """The stopwatch's totals, which are right on a CPU."""
+        return totals
+
+
+class CudaGauge:
+    """Step times by CUDA events and memory by torch's allocator; attributes as in :class:`HostGauge`."""
+
+    def __init__(self) -> None:
+        self.device = torch.cuda.get_device_name()
+        self.seconds: list[float] = []
+        self.memory = {'peak_allocated': 0, 'peak_reserved': 0}
+        self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        torch.cuda.reset_peak_memory_stats()
+
+    def sample(self) -> None:
+        """Bring the peaks up to date; needed before each of mmengine's log lines, which reset torch's."""
+        now = {'peak_allocated': torch.cuda.max_memory_allocated(), 'peak_reserved': torch.cuda.max_memory_reserved()}
+        self.memory = {name: max(peak, now[name]) for name, peak in self.memory.items()}
+
+    def begin_step(self) -> None:
+        """Mark the start of a step on the GPU's own time line."""
+        self._begin = self._event()
+
+    def end_step(self) -> None:
+        """Mark the end of a step."""
+        self._pending.append((self._begin, self._event()))
+
+    def collect(self, host_seconds: float = 0) -> None:
+        """Take in the steps that the GPU has finished, without waiting for one."""
+        while self._pending and self._pending[0][1].query():
+            begin, end = self._pending.popleft()
+            self.seconds.append(begin.elapsed_time(end) / 1000)
+
+    def finish(self) -> None:
+        """Wait for the last step and take it in."""
+        torch.cuda.synchronize()
+        self.collect()
+
+    def settle(self, totals: dict[str, float]) -> dict[str, float]:
+        """Count as step time what the host waited for the GPU in the hook that reads the losses (RuntimeInfoHook)."""
+        wait = min(max(sum(self.seconds) - totals['step'], 0), totals['hooks'])
+        return totals | {'step': totals['step'] + wait, 'hooks': totals['hooks'] - wait}
+
+    @staticmethod
+    def _event() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _images(batch: Any) -> Any:
+    """The images of a batch as the data loader gives it: a tensor (N, C, H, W) or a sequence of N tensors."""
+    if isinstance(batch, Mapping) and 'inputs' in batch:
+        return batch['inputs']
+    if isinstance(batch, list | tuple):
+        return batch[0]
+    raise ValueError(
+        f'CostHook cannot tell the number of images in a batch of type {type(batch).__name__}. Let the data loader '
+        "give a dictionary with the images under 'inputs', as mmengine's do, or a tuple that begins with them."
+    )
+
+
+def _statistics(seconds: Sequence[float]) -> dict[str, float]:
+    p50, p90, p99 = np.quantile(seconds, (0.5, 0.9, 0.99)).tolist()
+    return {'mean': float(np.mean(seconds)), 'p50': p50, 'p90': p90, 'p99': p99}
+
+
+def _write_json(path: Path, record: dict) -> None:
+    """Write beside, then move into place: nobody ever reads half a file."""
+    beside = path.with_suffix('.tmp')
+    beside.write_text(json.dumps(record, indent=2) + '\n')
+    os.replace(beside, path)
+
+
+def _during(name: str, category: str) -> str:
+    """What the hooks of stage ``name`` themselves are booked on, when ``category`` was current before."""
+    if 'train' in name:
+        return 'hooks'
+    return 'validation' if 'val' in name else category
+
+
+@HOOKS.register_module()
+class CostHook(Hook):
+    """Measures what training costs; writes ``cost.json`` into the work directory and scalars to the visualizer.
+
+    Times and images are those of rank 0 (its images times the number of ranks, which all get batches of one size);
+    memory is the maximum over the ranks. Every second is booked on one of ``CATEGORIES``, so validation, log lines
+    and checkpoints are no part of a step's data time, and the priorities of hooks do not matter.
+    A resumed run measures the resumed part alone; ``first_step`` says where it began.
+
+    While the run lasts, and when it ends by an exception or Ctrl-C, the file says ``"complete": false`` and holds
+    rank 0's own memory. It is brought up to date after every epoch and validation.
+
+    Args:
+        interval: Steps between two points of the curves in the visualizer, and between two looks at the memory.
+        warmup: Steps at the start that the statistics leave out. Without a step beyond them the statistics are null.
+
+    Raises:
+        ValueError: An interval below 1 or a negative warm-up; a batch without recognisable images.
+    """
+
+    def __init__(self, *, interval: int = 50, warmup: int = 10) -> None:
+        if interval < 1 or warmup < 0:
+            raise ValueError(
+                f'CostHook got interval={interval} and warmup={warmup}; use an interval of at least 1 step and a '
+                'warm-up of at least 0 steps.'
+            )
+        self.interval = interval
+        self.warmup = warmup
+
+    def before_run(self, runner: Runner) -> None:
+        """Stand around the training loop, the only place that sees its end in every case."""
+        loop = runner._train_loop  # The property would build the loop of a runner that only validates.
+        if isinstance(loop, BaseLoop):
+            loop.run = partial(self._measure, runner, loop, loop.run)
+
+    def _measure(self, runner: Runner, loop: BaseLoop, run: Callable[[], Any]) -> Any:
+        loop.run = run
+        with ExitStack() as stack:
+            self._start(runner)
+            self._attach(runner, stack)
+            try:
+                result = run()
+            except BaseException:
+                # The other ranks may be gone, and the GPU in an error: ask neither.
+                self._write(runner, complete=False)
+                raise
+            self._gauge.finish()
+            self._write(runner, complete=True)
+        return result
+
+    def _start(self, runner: Runner) -> None:
+        self._first_step = runner.iter + 1
+        self._input_shape: list[int] | None = None
+        self._data_seconds: list[float] = []
+        self._images: list[int] = []  # on this rank, of each step
+        self._shown = 0  # steps that are in the visualizer
+        self._gauge = CudaGauge() if is_cuda_available() else HostGauge()
+        self._watch = Stopwatch()
+
+    def _attach(self, runner: Runner, stack: ExitStack) -> None:
+        """Follow the runner's calls until the stack is closed."""
+
+        def override(target: Any, name: str, replacement: Callable) -> None:
+            stack.callback(setattr, target, name, getattr(target, name))
+            setattr(target, name, replacement)
+
+        def log_line(*args: Any, **kwargs: Any) -> Any:
+            self._gauge.sample()
+            return get_log(*args, **kwargs)
+
+        get_log = runner.log_processor.get_log_after_iter
+        override(runner.log_processor, 'get_log_after_iter', log_line)
+        override(runner, 'call_hook', partial(self._call_hook, runner, runner.call_hook))
+        for kind, category in ((LoggerHook, 'logging'), (CheckpointHook, 'checkpoint')):
+            for hook in runner.hooks:
+                for stage in hook.get_triggered_stages() if isinstance(hook, kind) else ():
+                    override(hook, stage, self._watch.on(category)(getattr(hook, stage)))
+
+    def _call_hook(self, runner: Runner, call_hook: Callable, fn_name: str, **kwargs: Any) -> None:
+        """Stands in for ``runner.call_hook`` while the run lasts."""
+        if fn_name == 'after_train_iter':
+            self._gauge.end_step()
+        previous = self._watch.category
+        self._watch.switch(_during(fn_name, previous))
+        call_hook(fn_name, **kwargs)
+        self._follow(runner, fn_name, kwargs)
+        if fn_name == 'before_val':
+            self._validated_in = previous
+        self._watch.switch(self._validated_in if fn_name == 'after_val' else _AFTER.get(fn_name, previous))
+        if fn_name == 'before_train_iter':
+            self._gauge.begin_step()
+
+    def _follow(self, runner: Runner, fn_name: str, kwargs: dict[str, Any]) -> None:
+        """This hook's own work at a stage."""
+        if fn_name == 'after_train_iter':
+            self._after_step(runner, kwargs['data_batch'])
+        if fn_name in ('after_train_iter', 'after_val_iter') and kwargs['batch_idx'] % self.interval == 0:
+            self._gauge.sample()
+        if fn_name in ('after_train_epoch', 'after_val'):
+            self._write(runner, complete=False)
+
+    def _after_step(self, runner: Runner, batch: Any) -> None:
+        self._gauge.collect(self._watch.take('step'))
+        self._data_seconds.append(self._watch.take('data'))
+        images = _images(batch)
+        self._images.append(len(images))
+        self._input_shape = self._input_shape or list(images[0].shape)
+        if self.every_n_train_iters(runner, self.interval):
+            with self._watch.on('logging'):
+                self._show(runner)
+
+    def _show(self, runner: Runner) -> None:
+        """Add the means since the last time to the curves."""
+        new = slice(self._shown, len(self._gauge.seconds))
+        count = new.stop - new.start
+        if count == 0:  # the GPU has not finished one
+            return
+        self._gauge.sample()
+        step, data = sum(self._gauge.seconds[new]), sum(self._data_seconds[new])
+        scalars = {
+            'cost/step_time_s': step / count,
+            'cost/data_time_s': data / count,
+            'cost/images_per_s': sum(self._images[new]) * get_world_size() / (step + data),
+            'cost/peak_memory_bytes': next(iter(self._gauge.memory.values())),
+        }
+        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+        self._shown = new.stop
+
+    def _write(self, runner: Runner, *, complete: bool) -> None:
+        record = self._record(runner, complete=complete)
+        if complete and record['step_time_s'] is None:
+            runner.logger.warning(
+                f'cost.json has no step time: {record["steps"]} steps ran, and the first {self.warmup} are warm-up.'
+            )
+        if is_main_process():
+            _write_json(Path(runner.work_dir, 'cost.json'), record)
+
+    def _record(self, runner: Runner, *, complete: bool) -> dict[str, Any]:
+        """What ``cost.json`` says; all ranks have to call it together when the run is complete."""
+        self._gauge.sample()
+        memory = self._gauge.memory
+        if complete:
+            peaks = torch.tensor(list(memory.values()))
+            all_reduce(peaks, op='max')
+            memory = dict(zip(memory, peaks.tolist(), strict=True))
+        return {
+            'complete': complete,
+            'device': self._gauge.device,
+            'world_size': get_world_size(),
+            'versions': {
+                'python': platform.python_version(),
+                'torch': torch.__version__,
+                'mmengine': mmengine.__version__,
+                'repl_mm': repl_mm.__version__,
+            },
+            'date': date.today().isoformat(),
+            'input_shape': self._input_shape,
+            'images_per_step': self._images[0] * get_world_size() if self._images else None,
+            'first_step': self._first_step,
+            'steps': len(self._images),
+            'warmup': self.warmup,
+            **self._speed(runner),
+            'time_s': self._gauge.settle(self._watch.totals()),
+            'memory_bytes': memory,
+        }
+
+    def _speed(self, runner: Runner) -> dict[str, Any]:
+        """Statistics after the warm-up, over the steps whose duration is known."""
+        known = slice(self.warmup, len(self._gauge.seconds))
+        step, data = self._gauge.seconds[known], self._data_seconds[known]
+        if not step:
+            return dict.fromkeys(('step_time_s', 'data_time_s', 'images_per_s', 's_per_epoch'))
+        rate = sum(self._images[known]) * get_world_size() / (sum(step) + sum(data))
+        dataset = runner.train_dataloader.dataset
+        return {
+            'step_time_s': _statistics(step),
+            'data_time_s': _statistics(data),
+            'images_per_s': rate,
+            # A stream of images has no length, so no epochs.
+            's_per_epoch': len(dataset) / rate if hasattr(dataset, '__len__') else None,
+        }

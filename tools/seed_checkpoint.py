@@ -1,0 +1,40 @@
+"""Write a checkpoint of a config's model as it starts, for runs that shall start from the same weights."""
+
+import os
+from argparse import ArgumentParser
+from pathlib import Path
+
+import repl_mm.compat  # noqa: F401
+
+# isort: split
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import set_random_seed
+
+from repl_mm.cli import add_arguments, explain, friendly, load_config
+
+
+@friendly()
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='a config file')
+    parser.add_argument('out', type=Path, help='the checkpoint to write; other configs start from it by load_from=OUT')
+    add_arguments(parser)
+    args = parser.parse_args()
+    config = load_config(args, sections=('model',))
+    init_default_scope(config.default_scope)
+    set_random_seed(config.get('randomness', {}).get('seed') or 0)
+    with explain(f'cannot build the model of {args.config}'):
+        if 'data_preprocessor' in config:
+            config.model.setdefault('data_preprocessor', config.data_preprocessor)
+        model = MODELS.build(config.model)
+        model.init_weights()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    beside = args.out.with_suffix('.writing')
+    torch.save({'state_dict': model.state_dict()}, beside)
+    os.replace(beside, args.out)
+    print(f'Wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,81 @@
+"""Test a checkpoint of mmpretrain, mmdet or mmseg."""
+
+import os
+from argparse import ArgumentParser, Namespace
+
+from repl_mm.cli import add_arguments, build_runner, friendly, load_config, read_checkpoint, require_fit
+
+# isort: split
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+
+HOOKS = dict(mmpretrain='VisualizationHook', mmdet='DetVisualizationHook', mmseg='SegVisualizationHook')
+VISUALIZERS = dict(mmpretrain='UniversalVisualizer', mmdet='DetLocalVisualizer', mmseg='SegLocalVisualizer')
+
+
+class DumpPredictions(DumpResults):
+    """Predictions without mmseg's logits, which take over 100 MB for one CityScapes image."""
+
+    def process(self, data_batch: object, data_samples: list[dict]) -> None:
+        super().process(data_batch, [{k: v for k, v in s.items() if k != 'seg_logits'} for s in data_samples])
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint that training has written')
+    parser.add_argument('--out', help='file for the predictions, .pkl')
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation, as the config's tta_model says")
+    add_arguments(parser)
+    return parser.parse_args()
+
+
+def use_tta(config: Config) -> None:
+    if 'tta_model' not in config or 'tta_pipeline' not in config:
+        raise ValueError('--tta needs tta_model and tta_pipeline: set them in the config')
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+    config.test_dataloader.dataset.pipeline = config.tta_pipeline
+
+
+def use_pictures(config: Config, folder: str) -> None:
+    """The three libraries draw alike and name the options apart."""
+    scope, folder = config.get('default_scope'), os.path.abspath(folder)
+    options = dict(
+        mmpretrain=dict(enable=True, interval=1, out_dir=folder),
+        mmdet=dict(draw=True, test_out_dir=folder),
+        mmseg=dict(draw=True),
+    )
+    if scope not in options:
+        raise ValueError(f'--show-dir is for a default_scope among {", ".join(options)}, the config has {scope!r}')
+    backends = [dict(type='LocalVisBackend')]
+    config.setdefault('visualizer', dict(type=VISUALIZERS[scope], vis_backends=backends))
+    if scope == 'mmseg':
+        config.visualizer['save_dir'] = folder
+    hook = config.setdefault('default_hooks', {}).setdefault('visualization', dict(type=HOOKS[scope]))
+    hook.update(options[scope])
+
+
+@friendly()
+def main() -> None:
+    args = parse_args()
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--out writes a pickle file: give a name that ends in .pkl, got {args.out!r}')
+    config = load_config(args, sections=('model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
+    config.update(load_from=args.checkpoint, resume=False)
+    if args.amp:
+        config.test_cfg.fp16 = True
+    if args.tta:
+        use_tta(config)
+    if args.show_dir:
+        use_pictures(config, args.show_dir)
+    checkpoint = read_checkpoint(args.checkpoint)
+    runner = build_runner(config, loops=['test'])
+    require_fit(runner.model, checkpoint, source=args.checkpoint)
+    if args.out:
+        runner.test_evaluator.metrics.append(DumpPredictions(args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()
