@@ -12,7 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'repl_mm'
 # Each module may import those before it.
-ORDER = 'registry compat cpu sites synthesis layers replace backbones hooks analysis datasets cli'.split()
+ORDER = ['registry', 'compat', 'cpu', 'sites', 'synthesis', 'layers', 'replace', 'backbones', 'hooks', 'analysis']
+ORDER += ['datasets', 'cli']
 MODULES = [path for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py']
 
 
@@ -38,7 +39,7 @@ def test_imports_go_one_way(path):
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_what_is_registered_knows_the_registry(path):
-    assert ('registry' in imports(path)) <= (part(path) in ('backbones', 'hooks', 'datasets', 'cpu'))
+    assert ('registry' in imports(path)) <= (part(path) in ('backbones', 'hooks', 'datasets'))
 
 
 def test_the_maths_imports_no_host_library():

@@ -7,11 +7,8 @@ from repl_mm.cli import add_arguments, build_runner, friendly, load_config, read
 
 # isort: split
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.evaluator import DumpResults
-
-HOOKS = dict(mmpretrain='VisualizationHook', mmdet='DetVisualizationHook', mmseg='SegVisualizationHook')
-VISUALIZERS = dict(mmpretrain='UniversalVisualizer', mmdet='DetLocalVisualizer', mmseg='SegLocalVisualizer')
-
 
 class DumpPredictions(DumpResults):
     """Predictions without mmseg's logits, which take over 100 MB for one CityScapes image."""
@@ -31,6 +28,12 @@ def parse_args() -> Namespace:
     return parser.parse_args()
 
 
+def use_amp(config: Config) -> None:
+    if get_device() == 'cpu' and config.default_scope == 'mmdet':
+        raise ValueError("--amp is bfloat16 on a CPU, which mmdet's metrics cannot read: leave it out")
+    config.test_cfg.fp16 = True
+
+
 def use_tta(config: Config) -> None:
     if 'tta_model' not in config or 'tta_pipeline' not in config:
         raise ValueError('--tta needs tta_model and tta_pipeline: set them in the config')
@@ -39,21 +42,24 @@ def use_tta(config: Config) -> None:
 
 
 def use_pictures(config: Config, folder: str) -> None:
-    """The three libraries draw alike and name the options apart."""
-    scope, folder = config.get('default_scope'), os.path.abspath(folder)
-    options = dict(
-        mmpretrain=dict(enable=True, interval=1, out_dir=folder),
-        mmdet=dict(draw=True, test_out_dir=folder),
-        mmseg=dict(draw=True),
-    )
-    if scope not in options:
-        raise ValueError(f'--show-dir is for a default_scope among {", ".join(options)}, the config has {scope!r}')
+    """The libraries draw alike, under other names."""
+    folder = os.path.abspath(folder)
     backends = [dict(type='LocalVisBackend')]
-    config.setdefault('visualizer', dict(type=VISUALIZERS[scope], vis_backends=backends))
-    if scope == 'mmseg':
-        config.visualizer['save_dir'] = folder
-    hook = config.setdefault('default_hooks', {}).setdefault('visualization', dict(type=HOOKS[scope]))
-    hook.update(options[scope])
+    hook, visualizer = {
+        'mmpretrain': (
+            dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder),
+            dict(type='UniversalVisualizer', vis_backends=backends),
+        ),
+        'mmdet': (
+            dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
+            dict(type='DetLocalVisualizer', vis_backends=backends),
+        ),
+        'mmseg': (
+            dict(type='SegVisualizationHook', draw=True),
+            dict(type='SegLocalVisualizer', vis_backends=backends, save_dir=folder),
+        ),
+    }[config.default_scope]
+    config.merge_from_dict(dict(default_hooks=dict(visualization=hook), visualizer=visualizer))
 
 
 @friendly()
@@ -64,7 +70,7 @@ def main() -> None:
     config = load_config(args, sections=('model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
     config.update(load_from=args.checkpoint, resume=False)
     if args.amp:
-        config.test_cfg.fp16 = True
+        use_amp(config)
     if args.tta:
         use_tta(config)
     if args.show_dir:
