@@ -1,0 +1,1 @@
+"""Read-only measurements: each a function that returns plain numbers, and what shows them."""
