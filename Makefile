@@ -14,7 +14,7 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 		{ echo 'error: Python 3.11 is needed: call make PYTHON=/path/to/python3.11' >&2; exit 2; }
 	@echo 'Setting up $(VENV): 2 to 3 minutes, once.'
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/pip install -q --no-input --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@$(BIN)/pip install --no-input --disable-pip-version-check --progress-bar off -r requirements.txt -c constraints.txt
 	@$(BIN)/pip install -q --no-input --disable-pip-version-check --no-deps -e .
 	@touch $@
 
