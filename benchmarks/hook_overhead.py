@@ -29,10 +29,11 @@ PAIRS, AB_STEPS = 10, 100
 
 
 class QuietLogger(LoggerHook):
-    """Called at every step, and silent."""
+    """Asks for a log line every ten steps, mmengine's default, and drops it."""
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        pass
+        if self.every_n_inner_iters(batch_idx, self.interval):
+            runner.log_processor.get_log_after_iter(runner, batch_idx, 'train')
 
 
 class QuietCheckpoint(CheckpointHook):
@@ -70,7 +71,7 @@ def own_calls(folder: Path) -> np.ndarray:
         hooks=[QuietLogger(), QuietCheckpoint()],
         iter=0,
         work_dir=str(folder),
-        log_processor=SimpleNamespace(get_log_after_iter=None),
+        log_processor=SimpleNamespace(get_log_after_iter=lambda runner, batch_idx, mode: None),
         visualizer=Visualizer('overhead', vis_backends=[LocalVisBackend(str(folder))]),
         train_dataloader=SimpleNamespace(dataset=range(1000)),
     )

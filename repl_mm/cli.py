@@ -23,6 +23,10 @@ from torch import Tensor, nn
 
 from repl_mm.cpu import GlooRunner
 
+# What the host libraries raise on bad input; the rest is taken for a bug.
+HOST_ERRORS = (AssertionError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (.+) registry')
+
 
 @contextmanager
 def friendly(*, on_interrupt: str = '') -> Iterator[None]:
@@ -51,11 +55,6 @@ def _leave(message: str, *, code: int) -> None:
         message = f'rank {rank}: {message}'
     print(message, file=sys.stderr, flush=True)
     raise SystemExit(code)
-
-
-# What the host libraries raise on bad input; the rest is taken for a bug.
-HOST_ERRORS = (AssertionError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (.+) registry')
 
 
 @contextmanager
@@ -197,12 +196,12 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     """
     checkpoint = None
     try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
     except FileNotFoundError:
         raise ValueError(f'there is no checkpoint {path}: give a .pth file that training has written') from None
     except OSError:
         raise
-    except Exception:  # noqa: S110, BLE001
+    except Exception:
         pass  # unpickling some other file may raise anything
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f'{path} is not a checkpoint: give a .pth file that training has written')
@@ -223,7 +222,8 @@ def require_fit(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str)
     try:
         problems['missing'], problems['left over'] = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
-        problems['of another shape'] = re.findall(r'(?:size mismatch for|parameter named) "?([\w.]+)', str(error))
+        keys = re.findall(r'(?:size mismatch for|parameter named) "?([\w.]+)', str(error))
+        problems['of another shape'] = keys or [sentence(error)]
     counts = [
         f'{len(keys)} {what} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
         for what, keys in problems.items()

@@ -1,8 +1,8 @@
 """Training where there is no GPU: several processes, synchronised batch norm, mixed precision.
 
-mmengine's launchers and its ``AmpOptimWrapper``, and torch's ``SyncBatchNorm``, insist on a GPU. Each of the three seams
-below can go when its host accepts a CPU. Importing this module applies the last one; where there is an accelerator
-nothing changes.
+mmengine's launchers and its ``AmpOptimWrapper``, and torch's ``SyncBatchNorm``, insist on a GPU. Each of the three
+seams below can go when its host accepts a CPU. Importing this module applies the last one; where there is an
+accelerator nothing changes.
 """
 
 from collections.abc import Iterator

@@ -404,7 +404,7 @@ def test_ctrl_c_leaves_an_incomplete_record(tmp_path: Path) -> None:
 
 
 def test_scalars_reach_tensorboard(tmp_path: Path, clock: Clock) -> None:
-    """Oracle: the plan, read back from the event file. Six steps each, the last three of them slow."""
+    """Oracle: the plan, read back from the event file. Six steps, then six of twice the time."""
     runner = make_runner(
         tmp_path,
         clock,

@@ -9,12 +9,20 @@ from repl_mm.cli import add_arguments, build_runner, friendly, load_config, read
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.evaluator import DumpResults
+from mmengine.fileio import dump
+
 
 class DumpPredictions(DumpResults):
     """Predictions without mmseg's logits, which take over 100 MB for one CityScapes image."""
 
     def process(self, data_batch: object, data_samples: list[dict]) -> None:
         super().process(data_batch, [{k: v for k, v in s.items() if k != 'seg_logits'} for s in data_samples])
+
+    def compute_metrics(self, results: list[dict]) -> dict:
+        part = f'{self.out_file_path}.part'
+        dump(results, part, file_format='pkl')
+        os.replace(part, self.out_file_path)
+        return {}
 
 
 def parse_args() -> Namespace:
@@ -67,7 +75,7 @@ def main() -> None:
     args = parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out writes a pickle file: give a name that ends in .pkl, got {args.out!r}')
-    config = load_config(args, sections=('model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
+    config = load_config(args, sections=('default_scope', 'model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
     config.update(load_from=args.checkpoint, resume=False)
     if args.amp:
         use_amp(config)

@@ -50,6 +50,7 @@ def main() -> None:
     runner = build_runner(config, loops=['train'] + ['val'] * (config.get('val_cfg') is not None))
     if path is not None:
         require_fit(runner.model, checkpoint, source=path)
+        del checkpoint  # it holds the optimizer's state as well
     runner.train()
 
 
