@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 import repl_mm.compat  # noqa: F401
 from repl_mm.layers import ComputingLayer
+
+# A busy machine is no failure.
+settings.register_profile('no deadline', deadline=None)
+settings.load_profile('no deadline')
 
 
 @pytest.fixture(autouse=True)

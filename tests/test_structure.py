@@ -12,7 +12,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'repl_mm'
 # Each module may import those before it.
-ORDER = ['registry', 'compat', 'cpu', 'sites', 'synthesis', 'layers', 'replace', 'backbones', 'hooks', 'analysis']
+ORDER = [
+    'registry',
+    'compat',
+    'cpu',
+    'sites',
+    'synthesis',
+    'layers',
+    'replace',
+    'backbones',
+    'gauges',
+    'hooks',
+    'analysis',
+]
 ORDER += ['datasets', 'cli']
 MODULES = [path for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py']
 

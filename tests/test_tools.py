@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -402,3 +403,28 @@ def test_other_processes_give_the_first_one_time_to_speak(capsys, monkeypatch):
             raise ValueError('no')
     assert capsys.readouterr().err.splitlines() == ['error: no', 'rank 1: error: no']
     assert len(pauses) == 1
+
+
+@pytest.mark.parametrize(
+    ('gpus', 'args', 'expected'),
+    [
+        (2, ['config.py', '3'], 'error: 3 processes were asked for, and this machine has 2 GPU(s): ask for at most 2'),
+        (2, ['config.py', 'all'], "error: GPUS is a whole number of at least 1, got 'all'"),
+        (2, ['nowhere.py', '1'], 'error: there is no config nowhere.py'),
+        (2, ['config.py'], 'usage: dist_train.sh CONFIG GPUS'),
+    ],
+)
+def test_launch_script_speaks_before_torchrun(gpus, args, expected, tmp_path):
+    """Oracle: stand-ins for Python, which counts GPUs, and for torchrun, which must not be reached."""
+    for name, body in (('python', f'echo {gpus}'), ('torchrun', 'echo reached')):
+        (tmp_path / name).write_text(f'#!/bin/sh\n{body}\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / 'config.py').touch()
+    path = f'{tmp_path}:/usr/bin:/bin'
+    command = ['bash', str(TOOLS / 'dist_train.sh')]
+    done = subprocess.run([*command, *args], env={'PATH': path}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert expected in done.stderr
+    assert 'reached' not in done.stdout
+    two = subprocess.run([*command, 'config.py', '2'], env={'PATH': path}, cwd=tmp_path, capture_output=True, text=True)
+    assert two.stdout == 'reached\n'

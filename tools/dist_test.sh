@@ -1,18 +1,8 @@
 #!/usr/bin/env bash
 # dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]
-# Several machines: the same line on each, with NNODES, NODE_RANK and MASTER_ADDR set.
+# Several machines: the same line on each, with NNODES, NODE_RANK, PORT and MASTER_ADDR set.
 set -e
+source "$(dirname "$0")/_launch.sh"
 
 USAGE='usage: dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]'
-CONFIG=${1:?$USAGE}
-CHECKPOINT=${2:?$USAGE}
-GPUS=${3:?$USAGE}
-TOOLS=$(dirname "$0")
-
-PYTHONPATH="$TOOLS/..:$PYTHONPATH" exec torchrun \
-    --nnodes="${NNODES:-1}" \
-    --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master_port="${PORT:-29500}" \
-    --nproc_per_node="$GPUS" \
-    "$TOOLS/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "${@:4}"
+launch test.py "${1:?$USAGE}" "${3:?$USAGE}" "${2:?$USAGE}" "${@:4}"
