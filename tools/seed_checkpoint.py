@@ -8,6 +8,7 @@ import repl_mm.compat  # noqa: F401
 
 # isort: split
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import set_random_seed
 
@@ -22,6 +23,8 @@ def main() -> None:
     add_arguments(parser)
     args = parser.parse_args()
     config = load_config(args, sections=('model',))
+    # mmengine would list the initialisation of every parameter.
+    MMLogger.get_instance('mmengine', log_level='WARNING')
     init_default_scope(config.default_scope)
     set_random_seed(config.get('randomness', {}).get('seed') or 0)
     with explain(f'cannot build the model of {args.config}'):
