@@ -4,14 +4,17 @@ Oracle: records written by hand with changes worked out by hand.
 """
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mmengine.logging import MMLogger
 from PIL import Image
 
-from repl_mm.analysis.compare import Row, as_json, as_markdown, compare
+from repl_mm.analysis import plot
+from repl_mm.analysis.compare import Comparison, Row, as_json, as_markdown, compare
 
 TOOL = Path(__file__).parent.parent / 'tools' / 'compare.py'
 CONFIG = """
@@ -36,12 +39,21 @@ COST = {
 }
 
 
-def write_run(folder: Path, *, repl: str = 'None', accuracy: float = 90.0, **changes) -> Path:
-    curves = folder / '20261121_000000' / 'vis_data'
+def train_line(step: int, loss: float) -> dict:
+    return {'lr': 0.1, 'loss': loss, 'epoch': 1, 'iter': step, 'step': step}
+
+
+def write_log(folder: Path, *lines: dict, start: str = '20261121_000000') -> None:
+    """What mmengine's visualizer leaves."""
+    curves = folder / start / 'vis_data'
     curves.mkdir(parents=True)
-    lines = [{'lr': 0.1, 'loss': 2.0 / step, 'epoch': 1, 'iter': step, 'step': step} for step in (10, 20)]
-    lines += [{'accuracy/top1': value, 'time': 0.1, 'step': at} for at, value in ((1, 50.0), (2, accuracy))]
     (curves / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+
+
+def write_run(folder: Path, *, repl: str = 'None', accuracy: float = 90.0, **changes) -> Path:
+    lines = [train_line(step, 2.0 / step) for step in (10, 20)]
+    lines += [{'accuracy/top1': value, 'time': 0.1, 'step': at} for at, value in ((1, 50.0), (2, accuracy))]
+    write_log(folder, *lines)
     (folder / 'config.py').write_text(CONFIG.format(repl=repl))
     (folder / 'cost.json').write_text(json.dumps(COST | changes))
     return folder
@@ -107,9 +119,7 @@ def test_gpu_memory_and_other_kinds_of_runs(pair, tmp_path):
 def test_interrupted_and_resumed_runs(pair):
     folder = pair[1]
     (folder / 'cost.json').write_text(json.dumps(COST | {'complete': False}))
-    resumed = folder / '20261122_000000' / 'vis_data'
-    resumed.mkdir(parents=True)
-    (resumed / 'scalars.json').write_text(json.dumps({'accuracy/top1': 93.0, 'step': 2}))
+    write_log(folder, {'accuracy/top1': 93.0, 'step': 2}, start='20261122_000000')
     run = compare(pair).runs[1]
     assert run.name == 'RepL (interrupted)'
     assert run.metrics['accuracy/top1'] == [(1, 50.0), (2, 93.0)]
@@ -118,6 +128,102 @@ def test_interrupted_and_resumed_runs(pair):
 def test_runs_of_one_name_are_told_apart(tmp_path):
     runs = [write_run(tmp_path / kind / 'resnet32') for kind in ('plain', 'replaced')]
     assert [run.name for run in compare(runs).runs] == ['plain/resnet32', 'replaced/resnet32']
+
+
+def test_a_shorter_training_replaces_a_longer_one_from_its_first_step(pair):
+    folder = pair[1]
+    longer = [train_line(30, 0.3), {'accuracy/top1': 97.0, 'step': 3}, train_line(40, 0.2)]
+    write_log(folder, *longer, {'accuracy/top1': 98.0, 'step': 4}, start='20261122_000000')
+    resumed = [train_line(40, 0.9), {'accuracy/top1': 60.0, 'step': 4}]
+    write_log(folder, *resumed, start='20261123_000000')
+    run = compare(pair).runs[1]
+    assert run.loss == [(10, 0.2), (20, 0.1), (30, 0.3), (40, 0.9)]
+    assert run.metrics['accuracy/top1'][-2:] == [(3, 97.0), (4, 60.0)]
+
+    started_over = [train_line(10, 2.5), train_line(20, 2.4), {'accuracy/top1': 30.0, 'step': 1}]
+    write_log(folder, *started_over, start='20261124_000000')
+    run = compare(pair).runs[1]
+    assert run.loss == [(10, 2.5), (20, 2.4)]
+    assert run.metrics['accuracy/top1'] == [(1, 30.0)]
+
+
+def test_only_scores_are_metrics(pair):
+    score = {'coco/bbox_mAP': 0.4, 'data_time': 0.1, 'time': 0.2, 'step': 3}
+    write_log(pair[1], score, {'cost/step_time_s': 0.1, 'step': 50}, start='20261122_000000')
+    comparison = compare(pair)
+    assert list(comparison.runs[1].metrics) == ['accuracy/top1', 'coco/bbox_mAP']
+    assert '| AP | – | 0.400 |' in as_markdown(comparison).splitlines()
+
+
+def test_the_model_is_that_of_the_training_not_of_a_later_test(pair):
+    folder = pair[1]
+    trained = (folder / 'config.py').read_text()
+    (folder / '20261121_000000' / 'vis_data' / 'config.py').write_text(trained)
+    tested = folder / '20261122_000000' / 'vis_data' / 'config.py'
+    tested.parent.mkdir(parents=True)
+    for path in (tested, folder / 'config.py'):
+        path.write_text(CONFIG.format(repl='None'))
+    assert compare(pair).runs[1].complexity.parameters == 369_488
+
+
+def test_validations_are_counted_as_the_logger_does(pair):
+    """In epochs unless the logger is told otherwise, as in mmseg's schedules by iteration."""
+    config = pair[1] / 'config.py'
+    config.write_text(config.read_text() + 'default_hooks = dict(logger=dict(log_metric_by_epoch=False))\n')
+    assert [run.by_epoch for run in compare(pair).runs] == [True, False]
+
+
+UNKNOWN = dict(
+    step_time_s=None, data_time_s=None, images_per_s=None, s_per_epoch=None, images_per_step=None, memory_bytes=None
+)
+
+
+def png_size(comparison: Comparison, path: Path) -> tuple[int, int]:
+    path.write_bytes(plot.as_png(comparison))
+    with Image.open(path) as picture:
+        picture.verify()
+        return picture.size
+
+
+def test_what_is_unknown_is_a_dash(pair, tmp_path):
+    short = write_run(tmp_path / 'short', accuracy=float('nan'), **UNKNOWN)
+    comparison = compare([*pair, short])
+    markdown = as_markdown(comparison)
+    for line in (
+        '| Top-1 accuracy (%) | 90.00 | 91.25 (+1.25) | – |',
+        '| Peak memory of all processes (MiB) | 1,000 | 900 (-10.0 %) | – |',
+        '| of which since training began (MiB) | 400 | 300 (-25.0 %) | – |',
+        '| Step time, p50 (ms) | 100.0 | 80.0 (-20.0 %) | – |',
+    ):
+        assert line in markdown.splitlines()
+    assert 'NaN' not in as_json(comparison)
+    assert png_size(comparison, tmp_path / 'last.png') > (1500, 500)
+    assert png_size(compare([short, *pair]), tmp_path / 'first.png') > (1500, 500)
+
+
+def test_runs_that_know_nothing(tmp_path):
+    runs = [write_run(tmp_path / name, **UNKNOWN) for name in 'ab']
+    for run in runs:
+        next(run.glob('*/vis_data/scalars.json')).unlink()
+    comparison = compare(runs)
+    assert [row.label for row in comparison.rows] == [
+        'Parameters',
+        'Trainable parameters',
+        'FLOPs, forward, per image (M)',
+    ]
+    assert png_size(comparison, tmp_path / 'none.png') > (1500, 500)
+
+
+def test_names_with_marks_of_rich_and_markdown(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ('a|b', 'lr[bold]')]
+    assert '|  | a\\|b | lr[bold] |' in as_markdown(compare(runs)).splitlines()
+    assert 'lr[bold]' in run_tool(*runs).stdout
+
+
+def test_files_go_to_the_folder_that_all_runs_are_in(tmp_path):
+    runs = [write_run(tmp_path / parent / name) for parent, name in (('x', 'E2E'), ('y', 'RepL'))]
+    assert run_tool(*runs).returncode == 0
+    assert [path.parent for path in tmp_path.rglob('comparison.*')] == [tmp_path] * 3
 
 
 def test_tool_writes_table_numbers_and_picture(pair, tmp_path):
@@ -140,11 +246,25 @@ BAD = {
     'no folder': (lambda a, b: [a, b / 'nowhere'], 'there is no folder'),
     'no cost': (lambda a, b: (b / 'cost.json').unlink() or [a, b], 'holds no cost.json: train with custom_hooks'),
     'no config': (lambda a, b: (b / 'config.py').unlink() or [a, b], 'holds no config'),
+    'no Python': (lambda a, b: (b / 'config.py').write_text('model = (') and [a, b], 'never closed'),
+    'no model': (
+        lambda a, b: (b / 'config.py').write_text("model = dict(type='Nowhere')") and [a, b],
+        r'cannot build .*config.py and apply it to images of \[3, 32, 32\]: Nowhere is not in',
+    ),
     'torn cost': (lambda a, b: (b / 'cost.json').write_text('{"complete":') and [a, b], 'cost.json cannot be read'),
     'empty cost': (lambda a, b: (b / 'cost.json').write_text('{}') and [a, b], 'holds no step of training'),
+    'list of costs': (lambda a, b: (b / 'cost.json').write_text('[1]') and [a, b], 'cost.json cannot be read'),
+    'no step': (
+        lambda a, b: (b / 'cost.json').write_text(json.dumps(COST | {'input_shape': None})) and [a, b],
+        'holds no step of training',
+    ),
+    'curve without steps': (
+        lambda a, b: next(b.glob('*/vis_data/scalars.json')).write_text('{"loss": 1}') and [a, b],
+        'line 1, cannot be read',
+    ),
     'torn curve': (
         lambda a, b: next(b.glob('*/vis_data/scalars.json')).write_text('{"step"') and [a, b],
-        'line 1 is not JSON',
+        'line 1, cannot be read',
     ),
 }
 
@@ -162,4 +282,24 @@ def test_tool_ends_with_a_sentence_and_writes_nothing(pair, tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip().startswith('error: ')
     assert 'Traceback' not in done.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_is_no_place_for_files(pair, tmp_path):
+    (tmp_path / 'out').write_text('')
+    done = run_tool(*pair, '--out', tmp_path / 'out')
+    assert done.returncode == 2
+    assert done.stderr == f'error: --out {tmp_path / "out"} is a file: give a folder\n'
+
+
+def test_nothing_is_written_when_something_cannot_be_made(pair, tmp_path, monkeypatch):
+    def fail(comparison: Comparison) -> bytes:
+        raise ValueError('no picture today')
+
+    monkeypatch.setattr(plot, 'as_png', fail)
+    # The tool silences the logger for good.
+    monkeypatch.setattr(MMLogger, 'setLevel', lambda *args: None)
+    monkeypatch.setattr(sys, 'argv', ['compare.py', *map(str, pair), '--out', str(tmp_path / 'out')])
+    with pytest.raises(SystemExit, match='2'):
+        runpy.run_path(str(TOOL), run_name='__main__')
     assert not (tmp_path / 'out').exists()

@@ -1,10 +1,14 @@
 """Contract: parameters and operations are counted on the model itself, exactly.
 
-Oracles: layer-by-layer sums by hand; torchvision's published figures.
+Oracles: layer-by-layer sums by hand; torchvision's models and published figures.
 """
 
 import pytest
+import torch
+import torchvision
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from torch.utils.flop_counter import FlopCounterMode
 
 from repl_mm.analysis.complexity import Complexity, count
 
@@ -100,3 +104,85 @@ def test_the_config_is_left_as_it_was():
     before = config.to_dict()
     count(config, input_shape=(3, 32, 32))
     assert config.to_dict() == before
+
+
+def test_lenet_layer_by_layer():
+    config = classifier(dict(type='LeNet5', num_classes=10), dict(type='ClsHead'))
+    convs = 2 * (28 * 28 * 6 * 25 + 10 * 10 * 16 * 6 * 25 + 120 * 16 * 25)
+    assert count(config, input_shape=(1, 32, 32)) == Complexity(
+        parameters=61_706, trainable=61_706, flops=convs + 2 * (120 * 84 + 84 * 10)
+    )
+
+
+def test_no_memory_is_taken():
+    """A model of about 100 TiB, one tensor of which no machine allocates."""
+    d, layers, patch = 2**20, 2, 4
+    arch = dict(embed_dims=d, num_layers=layers, num_heads=16, feedforward_channels=4 * d)
+    config = classifier(dict(type='VisionTransformer', arch=arch, img_size=8, patch_size=patch))
+    block = 12 * d * d + (4 + 5 + 4) * d  # four projections and the MLP; biases; two norms
+    embedding = d * 3 * patch * patch + d + d + 5 * d  # convolution and bias, class token, positions
+    assert count(config, input_shape=(3, 8, 8)).parameters == layers * block + embedding + 2 * d
+
+
+def test_nothing_is_loaded():
+    missing = dict(type='Pretrained', checkpoint='no/such/file.pth')
+    plain, pretrained = (
+        count(classifier(dict(type='ResNet', depth=18, init_cfg=init_cfg)), input_shape=(3, 32, 32))
+        for init_cfg in (None, missing)
+    )
+    assert plain == pretrained
+
+
+def trunk(name: str, *, size: int) -> tuple[int, int]:
+    """Parameters and operations of a ResNet of torchvision without its last layer."""
+    with torch.device('meta'):
+        model = getattr(torchvision.models, name)().eval()
+        model.fc = torch.nn.Identity()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, size, size))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
+
+
+def test_retinanet_of_mmdet():
+    neck = dict(type='FPN', in_channels=[256, 512, 1024, 2048], out_channels=256, start_level=1, num_outs=5)
+    anchors = dict(
+        type='AnchorGenerator',
+        octave_base_scale=4,
+        scales_per_octave=3,
+        ratios=[0.5, 1.0, 2.0],
+        strides=[8, 16, 32, 64, 128],
+    )
+    model = dict(
+        type='RetinaNet',
+        backbone=dict(type='ResNet', depth=50, frozen_stages=1, norm_eval=True),
+        neck=neck | dict(add_extra_convs='on_input'),
+        bbox_head=dict(type='RetinaHead', num_classes=80, in_channels=256, anchor_generator=anchors),
+    )
+    found = count(Config(dict(default_scope='mmdet', model=model)), input_shape=(3, 64, 64))
+
+    parameters, flops = trunk('resnet50', size=64)
+    conv, biased = 256 * 256 * 9, 256 * 256 * 9 + 256
+    lateral, extra = 256 * (512 + 1024 + 2048), 2048 * 256 * 9
+    towers, predict = 8 * conv, 256 * 9 * (9 * 80 + 9 * 4)
+    parameters += lateral + 3 * 256 + 3 * biased + extra + 256 + biased
+    parameters += towers + 8 * 256 + predict + 9 * 80 + 9 * 4
+    # Maps of 8 x 8, 4 x 4, 2 x 2, 1 and 1 positions.
+    flops += 2 * (256 * (64 * 512 + 16 * 1024 + 4 * 2048) + conv * (64 + 16 + 4) + extra + conv)
+    flops += 2 * (64 + 16 + 4 + 1 + 1) * (towers + predict)
+    frozen = 9_536 + 215_808  # stem; first stage of torchvision's ResNet-50
+    assert found == Complexity(parameters, parameters - frozen, flops)
+
+
+def test_encoder_decoder_of_mmseg():
+    head = dict(type='FCNHead', in_channels=512, channels=512, in_index=3, num_convs=0, concat_input=False)
+    model = dict(type='EncoderDecoder', backbone=dict(type='ResNet', depth=18), decode_head=head | dict(num_classes=19))
+    found = count(Config(dict(default_scope='mmseg', model=model)), input_shape=(3, 64, 64))
+    parameters, flops = trunk('resnet18', size=64)
+    assert found.parameters == parameters + 512 * 19 + 19
+    assert found.flops == flops + 2 * 512 * 19 * 2 * 2
+
+
+def test_the_default_scope_is_left_as_it_was():
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        count(classifier(dict(type='LeNet5')), input_shape=(1, 32, 32))
+        assert DefaultScope.get_current_instance().scope_name == 'mmseg'

@@ -2,20 +2,20 @@
 
 import os
 from argparse import ArgumentParser
-from collections.abc import Callable
 from pathlib import Path
 
+from mmengine.logging import MMLogger
 from rich.console import Console
 
 from repl_mm.analysis.compare import as_json, as_markdown, as_table, compare, conditions
-from repl_mm.analysis.plot import plot
+from repl_mm.analysis.plot import as_png
 from repl_mm.cli import friendly
 
 
-def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Save beside, then move into place."""
+def write(path: Path, content: bytes) -> None:
+    """Write beside, then move into place."""
     beside = path.with_name(f'.{path.name}')
-    save(beside)
+    beside.write_bytes(content)
     os.replace(beside, path)
 
 
@@ -23,20 +23,29 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work directory of a run; the E2E run first')
-    parser.add_argument('--out', type=Path, help='where the files go (default: the folder that holds the first run)')
+    parser.add_argument('--out', type=Path, help='where the files go (default: the folder that all runs are in)')
     args = parser.parse_args()
+    out = args.out or Path(os.path.commonpath([run.resolve().parent for run in args.runs]))
+    if out.exists() and not out.is_dir():
+        raise ValueError(f'--out {out} is a file: give a folder')
+    # Models are built to be counted; what they say while they are built was said in training.
+    MMLogger.get_current_instance().setLevel('ERROR')
     comparison = compare(args.runs)
-    out = args.out or args.runs[0].resolve().parent
+    # All is made before anything is written.
+    files = {
+        'comparison.md': as_markdown(comparison).encode(),
+        'comparison.json': as_json(comparison).encode(),
+        'comparison.png': as_png(comparison),
+    }
     out.mkdir(parents=True, exist_ok=True)
-    write(out / 'comparison.md', lambda path: path.write_text(as_markdown(comparison)))
-    write(out / 'comparison.json', lambda path: path.write_text(as_json(comparison)))
-    write(out / 'comparison.png', lambda path: plot(comparison).savefig(path, dpi=120, format='png'))
+    for name, content in files.items():
+        write(out / name, content)
     console = Console()
     console.print(as_table(comparison))
     console.print(conditions(comparison), highlight=False)
     for warning in comparison.warnings:
-        console.print(warning, style='bold yellow')
-    print(f'Wrote {out}/comparison.md, comparison.json and comparison.png')
+        console.print(warning, style='bold yellow', markup=False)
+    print(f'Wrote {", ".join(files)} to {out}')
 
 
 if __name__ == '__main__':

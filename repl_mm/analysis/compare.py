@@ -1,17 +1,17 @@
 """Finished runs side by side: what they score and what they cost."""
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
 from rich.table import Table
+from rich.text import Text
 
-from repl_mm.analysis.complexity import Complexity, count
+from repl_mm.analysis.runs import Run, load_runs
 
 MIB = 2**20
 # Names of the host libraries' metrics as people say them.
@@ -25,28 +25,6 @@ METRICS = {
     'mAcc': 'mAcc (%)',
     'aAcc': 'aAcc (%)',
 }
-_BOOKKEEPING = {'time', 'data_time', 'step', 'epoch', 'iter'}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, as its work directory tells it.
-
-    Attributes:
-        name: What the run is called in tables.
-        cost: The content of ``cost.json``.
-        complexity: Size of its model.
-        by_epoch: Whether validations are counted in epochs, not in iterations.
-        loss: Training loss as (iteration, value) pairs.
-        metrics: Each validated metric as (epoch or iteration, value) pairs.
-    """
-
-    name: str
-    cost: Mapping[str, Any]
-    complexity: Complexity
-    by_epoch: bool
-    loss: Sequence[tuple[int, float]]
-    metrics: Mapping[str, Sequence[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -105,80 +83,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
         raise ValueError(f'a comparison needs at least two runs, got {len(folders)}: give the E2E run first')
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f'a run is given twice: {", ".join(map(str, folders))}')
-    runs = tuple(load_run(folder, name=name) for folder, name in zip(folders, _names(folders), strict=True))
+    runs = load_runs(folders)
     return Comparison(runs, tuple(_rows(runs)), tuple(_warnings(runs)))
-
-
-def load_run(folder: Path, *, name: str) -> Run:
-    """Read a work directory.
-
-    Raises:
-        ValueError: It does not exist, or lacks something, or holds something that cannot be read.
-    """
-    if not folder.is_dir():
-        raise ValueError(f'there is no folder {folder}: give the work directory of a finished run')
-    cost = _read_cost(folder / 'cost.json')
-    configs = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
-    if not configs:
-        raise ValueError(f'{folder} holds no config: give the work directory in which tools/train.py left one')
-    lines = _read_scalars(folder)
-    train = [line for line in lines if 'loss' in line]
-    validations = [line for line in lines if 'loss' not in line and 'lr' not in line]
-    keys = dict.fromkeys(key for line in validations for key in line if _is_metric(key, line[key]))
-    config = Config.fromfile(configs[-1])
-    return Run(
-        name=name if cost['complete'] else f'{name} (interrupted)',
-        cost=cost,
-        complexity=count(config, input_shape=cost['input_shape']),
-        by_epoch=bool(config.get('train_cfg', {}).get('by_epoch', True)),
-        loss=_curve(train, 'loss'),
-        metrics={key: _curve(validations, key) for key in keys},
-    )
-
-
-def _read_cost(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(
-            f"{path.parent} holds no cost.json: train with custom_hooks=[dict(type='repl_mm.CostHook')] in the config"
-        )
-    try:
-        cost = json.loads(path.read_text())
-        missing = {'complete', 'device', 'input_shape', 'step_time_s', 'memory_bytes'} - set(cost)
-    except (ValueError, TypeError):
-        raise ValueError(f'{path} cannot be read: train the run again') from None
-    if missing or cost['input_shape'] is None:
-        raise ValueError(f'{path} holds no step of training: train the run again')
-    return cost
-
-
-def _read_scalars(folder: Path) -> list[dict[str, float]]:
-    """All lines that mmengine's visualizer wrote, the oldest folder first; a resumed run has several."""
-    lines = []
-    for path in sorted(folder.glob('*/vis_data/scalars.json')):
-        for number, text in enumerate(path.read_text().splitlines(), start=1):
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                raise ValueError(f'{path} cannot be read, line {number} is not JSON: train the run again') from None
-    return lines
-
-
-def _is_metric(key: str, value: Any) -> bool:
-    return isinstance(value, int | float) and key not in _BOOKKEEPING and not key.startswith(('cost/', 'base_'))
-
-
-def _curve(lines: Sequence[Mapping[str, float]], key: str) -> list[tuple[int, float]]:
-    """(step, value) pairs in order; where a resumed run repeats a step, the later one counts."""
-    return sorted({int(line['step']): float(line[key]) for line in lines if key in line}.items())
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, or their paths from where they part."""
-    paths = [folder.resolve() for folder in folders]
-    if len({path.name for path in paths}) == len(paths):
-        return [path.name for path in paths]
-    common = os.path.commonpath(paths)
-    return [str(path.relative_to(common)) for path in paths]
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:
@@ -189,16 +95,14 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
         def value(run: Run) -> float | None:
             found: Any = run.cost
             for key in keys:
-                found = None if found is None else found.get(key)
+                found = (found or {}).get(key)
             return None if found is None else found * scale
 
         return value
 
     def growth(run: Run) -> float | None:
-        memory = run.cost['memory_bytes']
-        if 'peak_resident' not in memory:
-            return None
-        return (memory['peak_resident'] - memory['resident_at_start']) / MIB
+        peak, start = (cost('memory_bytes', key)(run) for key in ('peak_resident', 'resident_at_start'))
+        return None if peak is None or start is None else (peak - start) / MIB
 
     rows = [
         row('Parameters', lambda run: run.complexity.parameters),
@@ -224,13 +128,19 @@ def _score_rows(runs: Sequence[Run]) -> list[Row]:
     return [
         Row(
             METRICS.get(key, key),
-            tuple(run.metrics[key][-1][1] if key in run.metrics else None for run in runs),
+            tuple(_last(run, key) for run in runs),
             3 if 'coco' in key else 2,
             is_score=True,
         )
         for key in keys
         if any(key in run.metrics for run in runs)
     ]
+
+
+def _last(run: Run, key: str) -> float | None:
+    """A metric at the end of training; None where it was not validated or is not a number."""
+    value = run.metrics[key][-1][1] if key in run.metrics else math.nan
+    return value if math.isfinite(value) else None
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
@@ -264,7 +174,8 @@ def as_table(comparison: Comparison) -> Table:
     """The comparison for a terminal."""
     table = Table('')
     for run in comparison.runs:
-        table.add_column(run.name, justify='right')
+        # As Text, because rich takes brackets in a plain string for markup.
+        table.add_column(Text(run.name), justify='right')
     for row in comparison.rows:
         table.add_row(row.label, *map(row.cell, range(len(comparison.runs))))
     return table
@@ -272,7 +183,7 @@ def as_table(comparison: Comparison) -> Table:
 
 def as_markdown(comparison: Comparison) -> str:
     """The comparison as a Markdown table with its conditions."""
-    head = ['', *(run.name for run in comparison.runs)]
+    head = ['', *(run.name.replace('|', '\\|') for run in comparison.runs)]
     lines = [head, ['---', *['---:'] * len(comparison.runs)]]
     lines += [[row.label, *map(row.cell, range(len(comparison.runs)))] for row in comparison.rows]
     table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)

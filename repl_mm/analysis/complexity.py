@@ -2,10 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+# The seams come before the host libraries.
+import repl_mm.compat  # noqa: F401
+
+# isort: split
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -26,17 +32,27 @@ class Complexity:
     flops: int
 
 
+class _RealLinspace(TorchFunctionMode):
+    """Keeps ``torch.linspace`` on the CPU: the host libraries read stochastic depth's rates off it as numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs['device'] = 'cpu'
+        return func(*args, **kwargs)
+
+
 def count(config: Config, *, input_shape: Sequence[int]) -> Complexity:
     """Size of the model of a config, for images of ``input_shape`` (C, H, W).
 
-    Weights are neither loaded nor used: the operations are counted on tensors without data.
+    Nothing is loaded or initialised, and no memory is taken: parameters and images are tensors without data.
     """
-    with DefaultScope.overwrite_default_scope(config.get('default_scope')):
+    with DefaultScope.overwrite_default_scope(config.get('default_scope')), torch.device('meta'), _RealLinspace():
         model = MODELS.build(config.model)
     parameters = list(model.parameters())
     sizes = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    model.eval()
     # The meta device also keeps attention in one piece, which the counter knows; a CPU's kernel it would miss.
-    model.to('meta').eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *input_shape, device='meta'), mode='tensor')
     return Complexity(*sizes, counter.get_total_flops())

@@ -1,12 +1,16 @@
 """The picture of a comparison: how the runs learn, and what they cost."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from repl_mm.analysis.compare import METRICS, Comparison, Run
+from repl_mm.analysis.compare import METRICS, Comparison, Row
+from repl_mm.analysis.runs import Run
 
 COLOURS = ['#33608f', '#c2571a', '#4f8a4c', '#8a5aa8', '#8c7a2b', '#5b6770']
 # The costs worth a bar, by the beginning of their label.
@@ -20,75 +24,91 @@ BARS = {
 }
 
 
-def plot(comparison: Comparison) -> Figure:
-    """Training loss, main metric, and costs relative to the first run."""
-    figure = Figure(figsize=(15, 4.6), layout='constrained')
+def as_png(comparison: Comparison) -> bytes:
+    """Training loss, main metric, and costs relative to the first run; a PNG file."""
+    runs = comparison.runs
+    # What the first run does not know cannot be relative to it.
+    rows = {
+        name: row
+        for start, name in BARS.items()
+        for row in comparison.rows
+        if row.label.startswith(start) and row.values[0]
+    }
+    figure = Figure(figsize=(15, max(5.2, 2 + 0.17 * len(runs) * len(rows))), layout='constrained')
     loss, metric, cost = figure.subplots(1, 3, width_ratios=[1, 1, 1.15])
-    _plot_loss(loss, comparison.runs)
-    _plot_metric(metric, comparison.runs)
-    _plot_costs(cost, comparison)
+    _plot_loss(loss, runs)
+    _plot_metric(metric, runs)
+    _plot_costs(cost, rows, runs=runs)
     for axes in (loss, metric, cost):
         axes.spines[['top', 'right']].set_visible(False)
-    return figure
+    handles = [Patch(color=colour, label=run.name) for run, colour in zip(runs, _colours(runs), strict=True)]
+    legend = figure.legend(handles=handles, loc='outside lower center', ncols=min(len(runs), 3), frameon=False)
+    legend.set_title('\n'.join(comparison.warnings))
+    legend.get_title().set_color('#b00020')
+    figure.suptitle(f'Compared with {runs[0].name}', weight='bold')
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=120)
+    return buffer.getvalue()
 
 
 def _plot_loss(axes: Axes, runs: Sequence[Run]) -> None:
-    axes.set(title='Training loss', xlabel='iteration', ylabel='loss')
-    for run, colour in zip(runs, _colours(len(runs)), strict=True):
-        if run.loss:
-            steps, values = np.transpose(run.loss)
-            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
-            axes.plot(steps, _smooth(values), color=colour, linewidth=2, label=run.name)
-            axes.legend(frameon=False)
+    axes.set(title='Training loss (faint: as logged, bold: smoothed)', xlabel='iteration', ylabel='loss')
+    for run, colour in zip(runs, _colours(runs), strict=True):
+        steps, values = _points(run.loss)
+        axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1, zorder=1)
+        axes.plot(steps, _smooth(values), color=colour, linewidth=2)
     if any(run.loss for run in runs):
         axes.set_ylim(bottom=0)
+    axes.grid(axis='y', alpha=0.3)
 
 
 def _plot_metric(axes: Axes, runs: Sequence[Run]) -> None:
     """The first metric that all runs were validated with."""
     known = [key for key in dict.fromkeys([*METRICS, *runs[0].metrics]) if all(key in run.metrics for run in runs)]
     if not known:
-        axes.set_title('no metric that all runs share')
+        axes.set(title='No metric that all runs were validated with', xticks=[], yticks=[])
         return
-    axes.set(title=METRICS.get(known[0], known[0]), xlabel='epoch' if runs[0].by_epoch else 'iteration')
-    for run, colour in zip(runs, _colours(len(runs)), strict=True):
-        steps, values = np.transpose(run.metrics[known[0]])
-        axes.plot(
-            steps, values, color=colour, linewidth=2, marker='o', markersize=4, label=f'{run.name}: {values[-1]:.4g}'
-        )
-    axes.legend(frameon=False, loc='lower right')
+    label = METRICS.get(known[0], known[0])
+    axes.set(title=f'Validation: {label}', xlabel='epoch' if runs[0].by_epoch else 'iteration', ylabel=label)
+    for run, colour in zip(runs, _colours(runs), strict=True):
+        steps, values = _points(run.metrics[known[0]])
+        axes.plot(steps, values, color=colour, linewidth=2, marker='o', markersize=4)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis='y', alpha=0.3)
 
 
-def _plot_costs(axes: Axes, comparison: Comparison) -> None:
+def _plot_costs(axes: Axes, rows: Mapping[str, Row], *, runs: Sequence[Run]) -> None:
     """Horizontal bars; the first run is 100 %."""
-    rows = [
-        (name, row)
-        for start, name in BARS.items()
-        for row in comparison.rows
-        if row.label.startswith(start) and all(row.values)
-    ]
-    axes.set(title=f'Cost relative to {comparison.runs[0].name}', xlabel='per cent')
-    height = 0.8 / len(comparison.runs)
-    for at, (run, colour) in enumerate(zip(comparison.runs, _colours(len(comparison.runs)), strict=True)):
-        places = np.arange(len(rows)) + (at - (len(comparison.runs) - 1) / 2) * height
-        percentages = [100 * row.values[at] / row.values[0] for _, row in rows]
-        bars = axes.barh(places, percentages, height * 0.92, color=colour, label=run.name)
-        axes.bar_label(bars, [f'{value:.1f}' for value in percentages], padding=3, fontsize=9)
-    axes.axvline(100, color='#444', linewidth=0.8, linestyle=':')
-    axes.set_yticks(np.arange(len(rows)), [name for name, _ in rows])
+    axes.set(title='Cost', xlabel=f'per cent of {runs[0].name}')
+    height = 0.8 / len(runs)
+    for at, colour in enumerate(_colours(runs)):
+        places = np.arange(len(rows)) + (at - (len(runs) - 1) / 2) * height
+        values = [row.values[at] for row in rows.values()]
+        percentages = [100 * (value or 0) / row.values[0] for value, row in zip(values, rows.values(), strict=True)]
+        bars = axes.barh(places, percentages, height * 0.92, color=colour)
+        texts = ['–' if value is None else f'{of:.1f} %' for value, of in zip(values, percentages, strict=True)]
+        axes.bar_label(bars, texts, padding=3, fontsize=9)
+    axes.axvline(100, color='#bbb', linewidth=0.8, linestyle=':', zorder=0)
+    axes.set_yticks(np.arange(len(rows)), list(rows))
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.16)
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[at % len(COLOURS)] for at in range(count)]
+def _colours(runs: Sequence[Run]) -> list[str]:
+    return [COLOURS[at % len(COLOURS)] for at in range(len(runs))]
+
+
+def _points(curve: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a curve, without those that are not a number."""
+    steps, values = np.array(curve, dtype=float).reshape(-1, 2).T
+    known = np.isfinite(values)
+    return steps[known], values[known]
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Exponential moving average over about a fiftieth of the curve, started at its first value."""
-    weight = max(0.0, 1 - 50 / len(values))
-    smooth = [values[0]]
-    for value in values[1:]:
-        smooth.append(weight * smooth[-1] + (1 - weight) * value)
-    return np.array(smooth)
+    weight = max(0.0, 1 - 50 / max(len(values), 1))
+    smooth = values.copy()
+    for at in range(1, len(values)):
+        smooth[at] = weight * smooth[at - 1] + (1 - weight) * values[at]
+    return smooth

@@ -1,0 +1,135 @@
+"""What the work directory of a run tells about it."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from repl_mm.analysis.complexity import Complexity, count
+
+_BOOKKEEPING = ('time', 'data_time', 'memory', 'step', 'epoch', 'iter')
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as its work directory tells it.
+
+    Attributes:
+        name: What the run is called in tables.
+        cost: The content of ``cost.json``.
+        complexity: Size of its model.
+        by_epoch: Whether validations are counted in epochs, not in iterations.
+        loss: Training loss as (iteration, value) pairs.
+        metrics: Each validated metric as (epoch or iteration, value) pairs.
+    """
+
+    name: str
+    cost: Mapping[str, Any]
+    complexity: Complexity
+    by_epoch: bool
+    loss: Sequence[tuple[int, float]]
+    metrics: Mapping[str, Sequence[tuple[int, float]]]
+
+
+def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
+    """Read work directories; the runs are called as their folders, or as the paths from where those part.
+
+    Raises:
+        ValueError: A folder does not exist, or lacks something, or holds something that cannot be read.
+    """
+    paths = [folder.resolve() for folder in folders]
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        common = os.path.commonpath([path.parent for path in paths])
+        names = [str(path.relative_to(common)) for path in paths]
+    return tuple(_load_run(folder, name=name) for folder, name in zip(folders, names, strict=True))
+
+
+def _load_run(folder: Path, *, name: str) -> Run:
+    if not folder.is_dir():
+        raise ValueError(f'there is no folder {folder}: give the work directory of a run')
+    cost = _read_cost(folder / 'cost.json')
+    logs = sorted(folder.glob('*/vis_data/scalars.json'))
+    path = _find_config(folder, logs)
+    # Configs are Python code, and so is what they configure: anything may be raised.
+    try:
+        config = Config.fromfile(path)
+        complexity = count(config, input_shape=cost['input_shape'])
+    except Exception as error:
+        # str(KeyError) is the repr of its message.
+        text = str(*error.args[:1]) if isinstance(error, KeyError) else str(error)
+        reason = text.strip().split('\n')[0] or type(error).__name__
+        raise ValueError(f'cannot build {path} and apply it to images of {cost["input_shape"]}: {reason}') from error
+    lines = _read_logs(logs)
+    validations = [line for line in lines if 'loss' not in line and 'lr' not in line]
+    keys = dict.fromkeys(key for line in validations for key in line if _is_metric(key, line[key]))
+    return Run(
+        name=name if cost['complete'] else f'{name} (interrupted)',
+        cost=cost,
+        complexity=complexity,
+        # The step under which mmengine's LoggerHook writes validations.
+        by_epoch=config.get('default_hooks', {}).get('logger', {}).get('log_metric_by_epoch', True),
+        loss=_curve(lines, 'loss'),
+        metrics={key: _curve(validations, key) for key in keys},
+    )
+
+
+def _read_cost(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent} holds no cost.json: train with custom_hooks=[dict(type='repl_mm.CostHook')] in the config"
+        )
+    cost = _parse(path.read_bytes(), source=str(path))
+    if not {'complete', 'device', 'input_shape'} <= set(cost) or cost['input_shape'] is None:
+        raise ValueError(f'{path} holds no step of training: train the run again')
+    return cost
+
+
+def _find_config(folder: Path, logs: Sequence[Path]) -> Path:
+    """The config of the latest training; one at the top level may have been overwritten by a later test."""
+    beside_logs = [log.with_name('config.py') for log in reversed(logs)]
+    top_level = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in [*beside_logs, *top_level]:
+        if path.is_file():
+            return path
+    raise ValueError(f'{folder} holds no config: give the work directory in which tools/train.py left one')
+
+
+def _read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """The lines that mmengine's visualizer wrote, in the order of training; a resumed run has several files.
+
+    From the first step of training in a file, it stands in place of what the older ones say.
+    """
+    lines: list[dict[str, Any]] = []
+    for path in paths:
+        newer = [
+            _parse(text, source=f'{path}, line {number},', needs='step')
+            for number, text in enumerate(path.read_bytes().splitlines(), start=1)
+        ]
+        start = min((line['step'] for line in newer if 'loss' in line), default=float('inf'))
+        lines = [*takewhile(lambda line, start=start: 'loss' not in line or line['step'] < start, lines), *newer]
+    return lines
+
+
+def _parse(text: bytes, *, source: str, needs: str | None = None) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or (needs and needs not in record):
+        raise ValueError(f'{source} cannot be read, it is not JSON or not what training writes: train the run again')
+    return record
+
+
+def _is_metric(key: str, value: Any) -> bool:
+    return isinstance(value, int | float) and key not in _BOOKKEEPING and not key.startswith(('cost/', 'base_'))
+
+
+def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """(step, value) pairs in order; where a resumed run repeats a step, the later one counts."""
+    return sorted({int(line['step']): float(line[key]) for line in lines if key in line}.items())
