@@ -371,6 +371,8 @@ def test_the_sites_norm_follows_the_backbones(norm):
 
 def test_frozen_stages_freeze_their_sites():
     network = ReplResNet(34, frozen_stages=3, repl=dict(policy='budget', every=4))
+    # At once: an optimizer is built before the first call of train().
+    assert not any(p.requires_grad for p in network.layer3[3].parameters())
     network.layer3[3].norm.num_batches_tracked.fill_(1)
     network.train()
     assert not any(p.requires_grad for p in network.layer3[3].parameters())
