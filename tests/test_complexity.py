@@ -186,3 +186,85 @@ def test_the_default_scope_is_left_as_it_was():
     with DefaultScope.overwrite_default_scope('mmseg'):
         count(classifier(dict(type='LeNet5')), input_shape=(1, 32, 32))
         assert DefaultScope.get_current_instance().scope_name == 'mmseg'
+
+
+POLICIES = {
+    'plain': None,
+    'interval': dict(policy='interval', every=4),
+    'budget': dict(policy='budget', every=4),
+    'drop': dict(policy='budget', every=4, form='drop'),
+}
+FORMS = {
+    'plain': None,
+    'scalar': dict(policy='interval', every=4),
+    'headwise': dict(policy='interval', every=4, form='headwise'),
+    'scalar + MLP': dict(policy='interval', every=4, mlp_fusion=True),
+    'drop': dict(policy='interval', every=4, form='drop'),
+}
+# Parameters and operations of the backbone. The tests above derive the differences; these see to it that nothing moves.
+RESNETS = {
+    (34, 'plain'): (21_284_672, 7_326_498_816),
+    (34, 'interval'): (20_105_024, 7_095_287_808),
+    (34, 'budget'): (15_017_792, 6_401_654_784),
+    (34, 'drop'): (15_013_952, 5_476_810_752),
+    (50, 'plain'): (23_508_032, 8_174_272_512),
+    (50, 'interval'): (22_393_408, 8_174_272_512),
+    (50, 'budget'): (21_000_000, 8_174_272_512),
+    (50, 'drop'): (20_993_600, 6_864_076_800),
+    (101, 'plain'): (42_500_160, 15_598_714_880),
+    (101, 'interval'): (36_927_040, 15_598_714_880),
+    (101, 'budget'): (34_419_008, 15_598_714_880),
+    (101, 'drop'): (34_399_808, 12_104_859_648),
+    (152, 'plain'): (58_143_808, 23_023_157_248),
+    (152, 'interval'): (48_948_032, 23_023_157_248),
+    (152, 'budget'): (47_275_840, 23_023_157_248),
+    (152, 'drop'): (47_248_960, 17_782_374_400),
+    (32, 'plain'): (466_256, 138_248_192),
+    (32, 'interval'): (369_488, 124_092_416),
+    (32, 'budget'): (351_056, 119_373_824),
+    (32, 'drop'): (350_480, 100_499_456),
+    (110, 'plain'): (1_730_064, 506_298_368),
+    (110, 'interval'): (1_342_992, 449_675_264),
+    (110, 'budget'): (1_264_656, 440_238_080),
+    (110, 'drop'): (1_262_544, 374_177_792),
+}
+VITS = {
+    ('deit-tiny', 'plain'): (5_524_416, 2_506_982_400),
+    ('deit-tiny', 'scalar'): (4_634_692, 2_127_834_624),
+    ('deit-tiny', 'headwise'): (4_634_700, 2_127_834_624),
+    ('deit-tiny', 'scalar + MLP'): (4_634_692, 2_360_225_280),
+    ('deit-tiny', 'drop'): (4_634_688, 2_098_785_792),
+    ('deit-small', 'plain'): (21_665_664, 9_196_996_608),
+    ('deit-small', 'scalar'): (18_116_740, 7_799_626_752),
+    ('deit-small', 'headwise'): (18_116_760, 7_799_626_752),
+    ('deit-small', 'scalar + MLP'): (18_116_740, 8_729_189_376),
+    ('deit-small', 'drop'): (18_116_736, 7_683_431_424),
+    ('base', 'plain'): (85_798_656, 35_126_120_448),
+    ('base', 'scalar'): (71_622_916, 29_775_083_520),
+    ('base', 'headwise'): (71_622_960, 29_775_083_520),
+    ('base', 'scalar + MLP'): (71_622_916, 33_493_334_016),
+    ('base', 'drop'): (71_622_912, 29_310_302_208),
+    ('large', 'plain'): (303_301_632, 123_107_377_152),
+    ('large', 'scalar'): (240_320_522, 99_589_926_912),
+    ('large', 'headwise'): (240_320_672, 99_589_926_912),
+    ('large', 'scalar + MLP'): (240_320_522, 116_115_484_672),
+    ('large', 'drop'): (240_320_512, 97_524_232_192),
+}
+
+
+@pytest.mark.parametrize(('case', 'expected'), RESNETS.items(), ids=str)
+def test_resnets_are_as_large_as_ever(case, expected):
+    (depth, policy), cifar = case, case[0] in (32, 110)
+    kind = dict(type='repl_mm.ReplResNetCIFAR') if cifar else dict(type='repl_mm.ReplResNet', out_indices=(3,))
+    side = 32 if cifar else 224
+    found = count(classifier(kind | dict(depth=depth, repl=POLICIES[policy])), input_shape=(3, side, side))
+    assert (found.parameters, found.flops) == expected
+    if policy == 'plain' and not cifar:
+        assert expected == trunk(f'resnet{depth}', size=224)
+
+
+@pytest.mark.parametrize(('case', 'expected'), VITS.items(), ids=str)
+def test_vits_are_as_large_as_ever(case, expected):
+    arch, form = case
+    found = count(classifier(dict(type='repl_mm.ReplViT', arch=arch, repl=FORMS[form])), input_shape=(3, 224, 224))
+    assert (found.parameters, found.flops) == expected
