@@ -91,7 +91,7 @@ def choose(layout: Layout, *, policy: str, **options: Any) -> Selection:
     Raises:
         ValueError: Unknown policy or option, a value that is not allowed, or no site left.
     """
-    if policy not in POLICIES:
+    if not isinstance(policy, str) or policy not in POLICIES:
         raise ValueError(f'unknown policy {policy!r}: choose one of {", ".join(map(repr, POLICIES))}')
     allowed = [name for name in inspect.signature(POLICIES[policy]).parameters if name != 'layout']
     unknown = sorted(set(options) - set(allowed))
@@ -141,6 +141,8 @@ def budget(
 
 def explicit(layout: Layout, *, sites: Iterable[Sequence[int]] = ()) -> Selection:
     """The listed ``(stage, index)`` pairs, each of which must be possible."""
+    if isinstance(sites, str) or not isinstance(sites, Iterable):
+        raise ValueError(f"policy 'explicit' takes 'sites', a list of (stage, index) pairs, got {sites!r}")
     chosen = tuple(sorted(_as_site(site) for site in sites))
     refused = [f'{tuple(site)}: {reason}' for site in chosen if (reason := layout.refusal(site))]
     for left, right in pairwise(chosen):

@@ -215,6 +215,8 @@ def test_a_dropped_network_is_the_parent_without_those_blocks():
     [
         (lambda: ReplResNet(50, repl=dict(policy='interval', every=6)), 'every=6 leaves no site in ReplResNet-50'),
         (lambda: ReplResNet(18, repl=EVERY_4TH), 'choose a deeper network'),
+        (lambda: ReplResNet(34, repl=4), "'repl' is a dict such as .* or None, got 4"),
+        (lambda: ReplResNet(34, repl=[]), "'repl' is a dict"),
         (lambda: ReplResNet(34, repl=dict(every=4)), "unknown policy None: choose one of 'interval'"),
         (lambda: ReplResNet(34, repl=EVERY_4TH | dict(form='scalar')), "choose one of 'channelwise', 'drop'"),
         (lambda: ReplResNet(34, repl=EVERY_4TH | dict(mlp_fusion=True)), "no option 'mlp_fusion'"),

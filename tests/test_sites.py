@@ -146,6 +146,8 @@ def test_explicit_takes_the_listed_sites_in_network_order():
         ([], 'leaves no site'),
         (['layer3.3'], 'pair of whole numbers'),
         ([3], 'pair of whole numbers'),
+        (3, 'a list of .* pairs, got 3'),
+        ('layer3.3', 'a list of .* pairs'),
         ([(2, 3.0)], 'pair of whole numbers'),
     ],
 )
@@ -159,6 +161,7 @@ def test_explicit_refuses_with_a_reason(sites, reason):
     [
         ({'policy': 'every'}, "unknown policy 'every': choose one of 'interval', 'budget', 'explicit'"),
         ({'policy': None}, 'unknown policy None'),
+        ({'policy': ['interval']}, 'unknown policy'),
         ({'policy': 'interval'}, "needs 'every'.*every=None"),
         ({'policy': 'interval', 'every': 1}, 'at least 2, got every=1'),
         ({'policy': 'interval', 'every': 4.0}, 'whole number .* got every=4.0'),

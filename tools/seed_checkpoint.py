@@ -22,6 +22,9 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='the checkpoint to write; other configs start from it by load_from=OUT')
     add_arguments(parser)
     args = parser.parse_args()
+    if args.out.is_dir():
+        raise ValueError(f'{args.out} is a folder: give the name of a file, such as {args.out / "seed.pth"}')
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     config = load_config(args, sections=('model',))
     # mmengine would list the initialisation of every parameter.
     MMLogger.get_instance('mmengine', log_level='WARNING')
@@ -32,9 +35,9 @@ def main() -> None:
             config.model.setdefault('data_preprocessor', config.data_preprocessor)
         model = MODELS.build(config.model)
         model.init_weights()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    beside = args.out.with_suffix('.writing')
-    torch.save({'state_dict': model.state_dict()}, beside)
+    beside = args.out.with_name(f'.{args.out.name}')
+    with beside.open('wb') as file:
+        torch.save({'state_dict': model.state_dict()}, file)
     os.replace(beside, args.out)
     print(f'Wrote {args.out}')
 
