@@ -5,6 +5,7 @@ seams below can go when its host accepts a CPU. Importing this module applies th
 accelerator nothing changes.
 """
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,8 @@ class GlooRunner(Runner):
     def setup_env(self, env_cfg: dict) -> None:
         """Start the process group before mmengine asks for a GPU to do so."""
         dist.init_process_group('gloo')
+        # A process that ends with the group still open may be aborted by its threads.
+        atexit.register(dist.destroy_process_group)
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
