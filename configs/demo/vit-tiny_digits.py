@@ -9,7 +9,7 @@ model = dict(
     ),
 )
 
-epochs = 16
+epochs = 20
 train_dataloader = dict(batch_size=32)
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=1)
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05))
