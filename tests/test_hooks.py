@@ -381,6 +381,8 @@ class Started(Hook):
 
 def endless_training(work_dir: Path) -> None:
     """What the process that gets the Ctrl-C runs: without epochs and validations, so nothing else writes the file."""
+    # A suite that runs in the background hands down an ignored SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     endless = dict(train_cfg=dict(by_epoch=False, max_iters=10**9), train_dataloader=iter_loader(None))
     make_runner(work_dir, plan=None, more_hooks=[Started()], **endless).train()
 
