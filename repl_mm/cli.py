@@ -82,6 +82,14 @@ def sentence(error: Exception) -> str:
     return line.replace('need at least one array to concatenate', 'the data set is empty')
 
 
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside, then moved into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f'.{path.name}')
+    beside.write_bytes(content)
+    os.replace(beside, path)
+
+
 class CfgOptions(DictAction):
     """mmengine's KEY=VALUE arguments, with an error that argparse shows."""
 

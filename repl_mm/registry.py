@@ -10,6 +10,6 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=ROOT_MODELS, scope='repl_mm', locations=['repl_mm.backbones'])
+MODELS = Registry('model', parent=ROOT_MODELS, scope='repl_mm', locations=['repl_mm.backbones', 'repl_mm.necks'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='repl_mm', locations=['repl_mm.hooks'])
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='repl_mm', locations=['repl_mm.datasets'])

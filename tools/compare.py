@@ -9,14 +9,7 @@ from rich.console import Console
 
 from repl_mm.analysis.compare import as_json, as_markdown, as_table, compare, conditions
 from repl_mm.analysis.plot import as_png
-from repl_mm.cli import friendly
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write beside, then move into place."""
-    beside = path.with_name(f'.{path.name}')
-    beside.write_bytes(content)
-    os.replace(beside, path)
+from repl_mm.cli import friendly, write
 
 
 @friendly()

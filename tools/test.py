@@ -2,6 +2,7 @@
 
 import os
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from repl_mm.cli import add_arguments, build_runner, friendly, load_config, read_checkpoint, require_fit
 
@@ -29,11 +30,30 @@ def parse_args() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint that training has written')
-    parser.add_argument('--out', help='file for the predictions, .pkl')
+    parser.add_argument(
+        '--out', help="predictions: a .pkl file, COCO's .bbox.json file (mmdet), or a folder of label images (mmseg)"
+    )
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation, as the config's tta_model says")
     add_arguments(parser)
     return parser.parse_args()
+
+
+def use_out(config: Config, out: str) -> None:
+    """Let the host's own metric write the form that its benchmark takes."""
+    forms = {
+        'mmdet': ('.bbox.json', 'CocoMetric', 'outfile_prefix', "ends in .pkl, or in .bbox.json for COCO's form"),
+        'mmseg': ('', 'IoUMetric', 'output_dir', 'ends in .pkl, or is a folder for label images'),
+    }
+    suffix, kind, key, allowed = forms.get(config.default_scope, (None, None, None, 'ends in .pkl'))
+    if suffix is None or ''.join(Path(out).suffixes[-2:]) != suffix:
+        raise ValueError(f'--out {allowed}, got {out!r}')
+    evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+    metrics = [metric for metric in evaluators if metric.type.endswith(kind)]
+    if not metrics:
+        raise ValueError(f'--out {out} is written by {kind}: set one as test_evaluator in the config')
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    metrics[0][key] = out.removesuffix(suffix)
 
 
 def use_amp(config: Config) -> None:
@@ -73,9 +93,10 @@ def use_pictures(config: Config, folder: str) -> None:
 @friendly()
 def main() -> None:
     args = parse_args()
-    if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise ValueError(f'--out writes a pickle file: give a name that ends in .pkl, got {args.out!r}')
     config = load_config(args, sections=('default_scope', 'model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
+    as_pickle = bool(args.out) and args.out.endswith(('.pkl', '.pickle'))
+    if args.out and not as_pickle:
+        use_out(config, args.out)
     config.update(load_from=args.checkpoint, resume=False)
     if args.amp:
         use_amp(config)
@@ -86,7 +107,7 @@ def main() -> None:
     checkpoint = read_checkpoint(args.checkpoint)
     runner = build_runner(config, loops=['test'])
     require_fit(runner.model, checkpoint, source=args.checkpoint)
-    if args.out:
+    if as_pickle:
         runner.test_evaluator.metrics.append(DumpPredictions(args.out))
     runner.test()
 

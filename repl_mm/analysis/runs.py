@@ -42,12 +42,17 @@ def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     Raises:
         ValueError: A folder does not exist, or lacks something, or holds something that cannot be read.
     """
+    return tuple(_load_run(folder, name=name) for folder, name in zip(folders, name_runs(folders), strict=True))
+
+
+def name_runs(folders: Sequence[Path]) -> list[str]:
+    """The names of the folders, or their paths from where those part if two have the same name."""
     paths = [folder.resolve() for folder in folders]
     names = [path.name for path in paths]
-    if len(set(names)) < len(names):
-        common = os.path.commonpath([path.parent for path in paths])
-        names = [str(path.relative_to(common)) for path in paths]
-    return tuple(_load_run(folder, name=name) for folder, name in zip(folders, names, strict=True))
+    if len(set(names)) == len(names):
+        return names
+    common = os.path.commonpath([path.parent for path in paths])
+    return [str(path.relative_to(common)) for path in paths]
 
 
 def _load_run(folder: Path, *, name: str) -> Run:
@@ -55,7 +60,7 @@ def _load_run(folder: Path, *, name: str) -> Run:
         raise ValueError(f'there is no folder {folder}: give the work directory of a run')
     cost = _read_cost(folder / 'cost.json')
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    path = _find_config(folder, logs)
+    path = find_config(folder)
     # Configs are Python code, and so is what they configure: anything may be raised.
     try:
         config = Config.fromfile(path)
@@ -90,9 +95,13 @@ def _read_cost(path: Path) -> dict[str, Any]:
     return cost
 
 
-def _find_config(folder: Path, logs: Sequence[Path]) -> Path:
-    """The config of the latest training; one at the top level may have been overwritten by a later test."""
-    beside_logs = [log.with_name('config.py') for log in reversed(logs)]
+def find_config(folder: Path) -> Path:
+    """The config of the latest training in a work directory; one at its top may have been overwritten by a later test.
+
+    Raises:
+        ValueError: There is none.
+    """
+    beside_logs = [log.with_name('config.py') for log in sorted(folder.glob('*/vis_data/scalars.json'), reverse=True)]
     top_level = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in [*beside_logs, *top_level]:
         if path.is_file():

@@ -1,0 +1,2 @@
+_base_ = './resnetv1c101_4xb128-90e_in1k.py'
+model = dict(backbone=dict(type='repl_mm.ReplResNetV1c', repl=dict(policy='interval', every=4)))

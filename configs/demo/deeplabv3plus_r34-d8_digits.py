@@ -1,0 +1,90 @@
+# Maps of handwritten digits in scenes of about 128 x 128 pixels; runs on a laptop's CPU in minutes.
+default_scope = 'mmseg'
+
+norm_cfg = dict(type='BN')
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[127.0] * 3,
+        std=[60.0] * 3,
+        bgr_to_rgb=True,
+        seg_pad_val=255,
+        size=(112, 112),
+    ),
+    backbone=dict(
+        type='repl_mm.ReplResNetV1c',
+        depth=34,
+        stem_channels=16,
+        base_channels=16,
+        dilations=(1, 1, 2, 4),
+        strides=(1, 2, 1, 1),
+        contract_dilation=True,
+        zero_init_residual=False,
+    ),
+    decode_head=dict(
+        type='DepthwiseSeparableASPPHead',
+        in_channels=128,
+        in_index=3,
+        channels=64,
+        dilations=(1, 2, 4, 6),
+        c1_in_channels=16,
+        c1_channels=16,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomCrop', crop_size=(112, 112)),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+data_root = 'data/digits/cityscapes/'
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type='repl_mm.DigitMaps',
+        data_root=data_root,
+        data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,  # the images have several sizes
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='repl_mm.DigitMaps',
+        data_root=data_root,
+        data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
+
+iterations = 1200
+train_cfg = dict(by_epoch=False, max_iters=iterations, val_interval=240)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05))
+param_scheduler = dict(type='OneCycleLR', eta_max=2e-3, by_epoch=False, total_steps=iterations, pct_start=0.25)
+
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=240, max_keep_ckpts=1),
+)
+log_processor = dict(by_epoch=False)
+custom_hooks = [dict(type='repl_mm.CostHook')]
+randomness = dict(seed=0)

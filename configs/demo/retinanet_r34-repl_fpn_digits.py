@@ -1,0 +1,2 @@
+_base_ = './retinanet_r34_fpn_digits.py'
+model = dict(backbone=dict(repl=dict(policy='budget', every=4)))

@@ -1,0 +1,1 @@
+_base_ = ['./_retinanet_coco.py', './_4xb2-100e.py']

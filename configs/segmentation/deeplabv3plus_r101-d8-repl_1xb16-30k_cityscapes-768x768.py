@@ -1,0 +1,2 @@
+_base_ = './deeplabv3plus_r101-d8_1xb16-30k_cityscapes-768x768.py'
+model = dict(backbone=dict(type='repl_mm.ReplResNetV1c', repl=dict(policy='interval', every=4)))
