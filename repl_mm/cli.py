@@ -17,6 +17,7 @@ import repl_mm.compat  # noqa: F401
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
@@ -114,6 +115,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
 
 
+def add_picture_arguments(parser: ArgumentParser) -> None:
+    """What the tools that write pictures have in common."""
+    parser.add_argument('--out-dir', type=Path, required=True, help='folder for the pictures')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
+    )
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+
+
 def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     """The config file of a tool, with the common arguments merged in.
 
@@ -136,6 +146,20 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if config.get('default_scope') == 'mmpretrain':
         _complete_loaders(config)
+    return config
+
+
+def load_scoped_config(args: Namespace, *, sections: Sequence[str]) -> Config:
+    """As :func:`load_config`, for a tool that needs no runner; the config's library becomes the default scope.
+
+    Raises:
+        ValueError: As there, or a config of another library.
+    """
+    config = load_config(args, sections=('default_scope', *sections))
+    scopes = ('mmpretrain', 'mmdet', 'mmseg')
+    if config.default_scope not in scopes:
+        raise ValueError(f'default_scope is one of {", ".join(scopes)}, got {config.default_scope!r}')
+    init_default_scope(config.default_scope)
     return config
 
 

@@ -24,6 +24,7 @@ ORDER = [
     'necks',
     'gauges',
     'hooks',
+    'pictures',
     'analysis',
     'data_checks',
     'published',

@@ -1,7 +1,7 @@
 """What trained detectors and segmentors see: images, ground truth and predictions side by side."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,7 @@ import repl_mm.compat  # noqa: F401
 import mmcv
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
@@ -23,6 +21,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 
 from repl_mm.analysis.runs import find_config, name_runs
+from repl_mm.pictures import draw
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,12 @@ class Predictions:
 
     Attributes:
         samples: One data sample per image, with ground truth and prediction in the pixels of the image file.
+        scope: The library.
         meta: Classes and colours of the data set.
     """
 
     samples: tuple[BaseDataElement, ...]
+    scope: str
     meta: Mapping[str, Any]
 
 
@@ -61,7 +62,7 @@ def predict(folder: Path, *, number: int) -> Predictions:
     chosen = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int)
     with torch.no_grad():
         samples = [model.test_step(pseudo_collate([dataset[at]]))[0] for at in chosen]
-    return Predictions(tuple(samples), dataset.metainfo)
+    return Predictions(tuple(samples), config.default_scope, dataset.metainfo)
 
 
 def as_grid(folders: Sequence[Path], *, number: int, threshold: float) -> bytes:
@@ -71,6 +72,9 @@ def as_grid(folders: Sequence[Path], *, number: int, threshold: float) -> bytes:
         folders: Work directories of runs over the same test set.
         number: Rows.
         threshold: Least score of the boxes that are drawn.
+
+    Raises:
+        ValueError: As :func:`predict`, or the runs were tested on other images.
     """
     runs = [predict(folder, number=number) for folder in folders]
     rows = list(zip(*(run.samples for run in runs), strict=True))
@@ -80,36 +84,21 @@ def as_grid(folders: Sequence[Path], *, number: int, threshold: float) -> bytes:
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
     for line, samples in zip(grid, rows, strict=True):
-        image = mmcv.imread(samples[0].img_path, channel_order='rgb')
-        for axes in line:
-            axes.imshow(image)
+        if len({sample.img_path for sample in samples}) > 1:
+            raise ValueError('the runs were tested on different images: give runs over one data set')
+        for axes, picture in zip(line, _pictures(samples, runs, threshold=threshold), strict=True):
+            axes.imshow(picture)
             axes.set_axis_off()
-        _draw(line[1], samples[0], kind='gt', meta=runs[0].meta, threshold=threshold)
-        for axes, sample in zip(line[2:], samples, strict=True):
-            _draw(axes, sample, kind='pred', meta=runs[0].meta, threshold=threshold)
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=100)
     return buffer.getvalue()
 
 
-def _draw(axes: Axes, sample: BaseDataElement, *, kind: str, meta: Mapping[str, Any], threshold: float) -> None:
-    colours = np.array(meta['palette']) / 255
-    if f'{kind}_sem_seg' in sample:
-        labels = sample.get(f'{kind}_sem_seg').data[0].numpy()
-        ignored = labels >= len(colours)
-        shown = colours[np.where(ignored, 0, labels)]
-        shown[ignored] = 1
-        axes.imshow(shown, alpha=0.8)
-        return
-    instances = sample.get(f'{kind}_instances')
-    if 'scores' in instances:
-        instances = instances[instances.scores >= threshold]
-    boxes = instances.bboxes.tensor if hasattr(instances.bboxes, 'tensor') else instances.bboxes
-    for (left, top, right, bottom), label in zip(boxes.tolist(), instances.labels.tolist(), strict=True):
-        colour = colours[label]
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, linewidth=2))
-        ink = 'black' if colour.mean() > 0.5 else 'white'
-        axes.text(
-            left, top, meta['classes'][label], color=ink, fontsize=9, va='bottom',
-            bbox=dict(facecolor=colour, edgecolor='none', pad=1),
-        )  # fmt: skip
+def _pictures(
+    samples: Sequence[BaseDataElement], runs: Sequence[Predictions], *, threshold: float
+) -> Iterator[np.ndarray]:
+    pixels = mmcv.imread(samples[0].img_path)
+    yield pixels[..., ::-1]
+    yield draw(pixels, samples[0], scope=runs[0].scope, meta=runs[0].meta, truth=True)
+    for sample, run in zip(samples, runs, strict=True):
+        yield draw(pixels, sample, scope=run.scope, meta=run.meta, truth=False, score_thr=threshold)
