@@ -28,6 +28,19 @@ from repl_mm.registry import MODELS
 from repl_mm.replace import check_checkpoint, check_links, computing_layers, replace_blocks
 from repl_mm.sites import Layout, Selection, choose
 
+# At a momentum of 0.1 the initial mean and variance then weigh less than 3e-5.
+SETTLING_BATCHES = 100
+
+
+def _let_settle(norm: nn.Module | None) -> None:
+    """Put a norm that the host keeps in eval mode back into train mode while its statistics are not its own."""
+    # Iteration-based loops come here at every step; reading a count from a GPU makes the CPU wait, so not for ever.
+    if norm is None or norm.training or getattr(norm, 'settled', False):
+        return
+    batches = getattr(norm, 'num_batches_tracked', None)
+    norm.settled = batches is None or int(batches) >= SETTLING_BATCHES
+    norm.train(not norm.settled)
+
 
 class ReplMixin:
     """Replaces blocks of the host backbone that follows it among the bases of a class.
@@ -100,8 +113,8 @@ class ReplMixin:
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all modules, as the host does.
 
-        A computing layer's batch norm that has never seen a batch stays in train mode even where the host keeps its
-        norms in eval mode (``norm_eval``, ``frozen_stages``): a checkpoint of a plain network does not hold its
+        A computing layer's batch norm stays in train mode for its first ``SETTLING_BATCHES`` even where the host keeps
+        its norms in eval mode (``norm_eval``, ``frozen_stages``): a checkpoint of a plain network does not hold its
         statistics, and it would normalise by mean 0 and variance 1 for ever.
 
         Raises:
@@ -112,9 +125,7 @@ class ReplMixin:
             self._freeze()
             check_links(self.stages())
             for layer in computing_layers(self):
-                norm = getattr(layer, 'norm', None)
-                if getattr(norm, 'num_batches_tracked', None) == 0:
-                    norm.train()
+                _let_settle(getattr(layer, 'norm', None))
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:

@@ -375,7 +375,7 @@ def test_frozen_stages_freeze_their_sites():
     network = ReplResNet(34, frozen_stages=3, repl=dict(policy='budget', every=4))
     # At once: an optimizer is built before the first call of train().
     assert not any(p.requires_grad for p in network.layer3[3].parameters())
-    network.layer3[3].norm.num_batches_tracked.fill_(1)
+    network.layer3[3].norm.num_batches_tracked.fill_(100)
     network.train()
     assert not any(p.requires_grad for p in network.layer3[3].parameters())
     assert not network.layer3[3].norm.training
@@ -386,19 +386,31 @@ def test_frozen_stages_freeze_their_sites():
     assert vit.layers[4].training
 
 
-def test_a_norm_that_saw_no_batch_learns_its_statistics_under_norm_eval():
+def test_a_norm_without_statistics_learns_them_under_norm_eval():
     network = ReplResNet(34, norm_eval=True, frozen_stages=3, repl=dict(policy='budget', every=4))
     network.load_state_dict(torchvision.models.resnet34().state_dict(), strict=False)
-    network.train()
     site, kept = network.layer3[3].norm, network.layer3[2].bn2
     before = kept.running_mean.clone()
-    assert site.training
-    assert not kept.training
-    network(torch.randn(2, 3, 64, 64))
+    for _ in range(3):  # mmengine's loops call train() before every epoch, or every iteration
+        network.train()
+        assert site.training
+        assert not kept.training
+        network(torch.randn(2, 3, 64, 64))
+    assert site.num_batches_tracked == 3
     assert site.running_mean.ne(0).all()
     assert torch.equal(kept.running_mean, before)
+
+
+@pytest.mark.parametrize(('batches', 'training'), [(99, True), (100, False)])
+def test_a_norm_with_statistics_follows_norm_eval(batches, training):
+    """By hand: 0.9 ** 100 of the initial statistics are left."""
+    trained = ReplResNet(34, repl=dict(policy='budget', every=4))
+    trained.layer3[3].norm.num_batches_tracked.fill_(batches)
+    network = ReplResNet(34, norm_eval=True, repl=dict(policy='budget', every=4))
+    network.load_state_dict(trained.state_dict())
     network.train()
-    assert not site.training
+    assert network.layer3[3].norm.training == training
+    assert not network.eval().layer3[3].norm.training
 
 
 @pytest.mark.parametrize('network', [ReplResNet, ReplResNetCIFAR], ids=['mmseg', 'mmpretrain'])

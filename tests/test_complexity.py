@@ -3,6 +3,8 @@
 Oracles: layer-by-layer sums by hand; torchvision's models and published figures.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -12,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repl_mm.analysis.complexity import Complexity, count
 
+CONFIGS = Path(__file__).parent.parent / 'configs'
 R34_BLOCK = 2 * 2 * 64 * 64 * 9 * 56 * 56  # two 3x3 convolutions; every BasicBlock of ResNet-34 has as many operations
 
 
@@ -268,3 +271,52 @@ def test_vits_are_as_large_as_ever(case, expected):
     arch, form = case
     found = count(classifier(dict(type='repl_mm.ReplViT', arch=arch, repl=FORMS[form])), input_shape=(3, 224, 224))
     assert (found.parameters, found.flops) == expected
+
+
+# Total and trainable parameters, and operations of one image: 800 x 1344 (COCO), 512 x 1024 (CityScapes). The hosts
+# publish 37.74 M (what is trainable), 68.1 M and 43.6 M parameters for the three networks of depth 50.
+DENSE = {
+    'detection/retinanet_r50_fpn_4xb2-100e_coco': (37_968_692, 37_743_348, 500_975_075_328),
+    'detection/retinanet_r50-repl_fpn_4xb2-100e_coco': (36_854_068, 36_628_724, 500_975_075_328),
+    'detection/retinanet_r101_fpn_8xb2-1x_coco': (56_960_820, 56_735_476, 660_070_268_928),
+    'detection/retinanet_r101-repl_fpn_8xb2-1x_coco': (51_387_700, 51_162_356, 660_070_268_928),
+    'detection/retinanet_vit-base-p16_sfp_8xb2-1x_coco': (98_362_100, 98_362_100, 1_713_153_282_048),
+    'detection/retinanet_vit-base-p16-repl_sfp_8xb2-1x_coco': (84_186_360, 84_186_360, 1_574_987_298_816),
+    'segmentation/deeplabv3_r50-d8_1xb16-30k_cityscapes-768x768': (68_113_030, 68_113_030, 1_078_156_328_960),
+    'segmentation/deeplabv3_r50-d8-repl_1xb16-30k_cityscapes-768x768': (66_998_406, 66_998_406, 1_078_156_328_960),
+    'segmentation/deeplabv3_r101-d8_4xb2-40k_cityscapes-512x1024': (87_105_158, 87_105_158, 1_388_467_716_096),
+    'segmentation/deeplabv3_r101-d8-repl_4xb2-40k_cityscapes-512x1024': (81_532_038, 81_532_038, 1_388_467_716_096),
+    'segmentation/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024': (43_589_878, 43_589_878, 704_631_537_664),
+    'segmentation/deeplabv3plus_r50-d8-repl_4xb2-40k_cityscapes-512x1024': (42_475_254, 42_475_254, 704_631_537_664),
+    'segmentation/deeplabv3plus_r101-d8_1xb16-30k_cityscapes-768x768': (62_582_006, 62_582_006, 1_014_942_924_800),
+    'segmentation/deeplabv3plus_r101-d8-repl_1xb16-30k_cityscapes-768x768': (57_008_886, 57_008_886, 1_014_942_924_800),
+    'segmentation/vit-base-p16_upernet_4xb2-40k_cityscapes-512x1024': (143_438_374, 143_438_374, 1_846_155_972_608),
+    'segmentation/vit-base-p16-repl_upernet_4xb2-40k_cityscapes-512x1024': (
+        129_262_634,
+        129_262_634,
+        1_805_858_404_352,
+    ),
+}
+
+
+@pytest.mark.parametrize(('name', 'expected'), DENSE.items(), ids=str)
+def test_dense_recipes_are_as_large_as_ever(name, expected):
+    shape = (3, 800, 1344) if name.startswith('detection') else (3, 512, 1024)
+    found = count(Config.fromfile(CONFIGS / f'{name}.py'), input_shape=shape)
+    assert (found.parameters, found.trainable, found.flops) == expected
+
+
+@pytest.mark.parametrize(('depth', 'sites'), [(50, 1), (101, 5)])
+def test_what_the_sites_of_a_dense_network_save(depth, sites):
+    """By hand: a Bottleneck of the third stage has three convolutions and norms, its site 2 B + 2 C (Eq. 13-15)."""
+    block = 1024 * 256 + 9 * 256 * 256 + 256 * 1024 + 2 * (256 + 256 + 1024)
+    for kind in (
+        'detection/retinanet_r{}{}_fpn',
+        'segmentation/deeplabv3_r{}-d8{}_',
+        'segmentation/deeplabv3plus_r{}-d8{}_',
+    ):
+        plain, replaced = (
+            next(size for name, (size, *_) in DENSE.items() if name.startswith(kind.format(depth, repl)))
+            for repl in ('', '-repl')
+        )
+        assert plain - replaced == sites * (block - 2 * 256 - 2 * 1024)

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Train a small model end to end and with RepL from the same weights, evaluate both, and compare them.
-# Usage: tools/run_demo.sh [classification|vit]
+# Usage: tools/run_demo.sh [classification|vit|detection|segmentation]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 task=${1:-classification}
+data=
 case $task in
-  classification) model=resnet32 ;;
-  vit) model=vit-tiny ;;
-  *) echo "error: there is no demo '$task': choose classification or vit" >&2; exit 2 ;;
+  classification) model=resnet32 repl=resnet32-repl ;;
+  vit) model=vit-tiny repl=vit-tiny-repl ;;
+  detection) model=retinanet_r34_fpn repl=retinanet_r34-repl_fpn data=coco ;;
+  segmentation) model=deeplabv3plus_r34-d16 repl=deeplabv3plus_r34-d16-repl data=cityscapes ;;
+  *) echo "error: there is no demo '$task': choose classification, vit, detection or segmentation" >&2; exit 2 ;;
 esac
 out=work_dirs/demo/$task
 trap 'echo; echo "Interrupted. The same command starts over."; exit 130' INT
@@ -16,6 +19,12 @@ trap 'echo; echo "Interrupted. The same command starts over."; exit 130' INT
 if [ -e "$out" ]; then
   echo "Starting over: removing the earlier results in $out"
   rm -rf "$out"
+fi
+
+if [ -n "$data" ]; then
+  echo "== Scenes of handwritten digits, in the format of $data"
+  rm -rf "data/digits/$data"
+  python tools/make_digit_scenes.py "$data" "data/digits/$data"
 fi
 
 echo "== Seed checkpoint: both runs start from these weights"
@@ -29,7 +38,10 @@ run() {
   python tools/test.py "$config" "$(cat "$out/$name/last_checkpoint")" --work-dir "$out/$name/test"
 }
 run E2E "configs/demo/${model}_digits.py"
-run RepL "configs/demo/${model}-repl_digits.py"
+run RepL "configs/demo/${repl}_digits.py"
 
 echo "== Comparison"
 python tools/compare.py "$out/E2E" "$out/RepL" --out "$out"
+if [ -n "$data" ]; then
+  python tools/show_predictions.py "$out/E2E" "$out/RepL" --out "$out/predictions.png"
+fi

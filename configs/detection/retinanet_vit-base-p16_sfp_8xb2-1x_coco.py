@@ -5,6 +5,7 @@ _base_ = './retinanet_r50_fpn_8xb2-1x_coco.py'
 norm_cfg = dict(type='mmpretrain.LN2d')
 mapper = dict(type='ChannelMapper', out_channels=256, norm_cfg=norm_cfg, act_cfg=None)
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=64),  # the pyramid's pooling rounds down
     backbone=dict(
         _delete_=True,
         type='mmpretrain.VisionTransformer',
