@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # The seams come before the host libraries.
@@ -63,22 +63,35 @@ def draw_boxes(
 
 
 def draw_map(
-    image: np.ndarray, sample: SegDataSample, meta: Mapping[str, Any], *, factor: int, truth: bool
+    image: np.ndarray,
+    sample: SegDataSample,
+    meta: Mapping[str, Any],
+    *,
+    factor: int,
+    truth: bool,
+    opacity: float,
+    legend: bool,
 ) -> np.ndarray:
-    visualizer = SegLocalVisualizer(alpha=0.5)
+    visualizer = SegLocalVisualizer(alpha=opacity)
     visualizer.dataset_meta = meta
     kind = 'gt_sem_seg' if truth else 'pred_sem_seg'
     labels = enlarge(sample.get(kind).data[0].numpy(), factor)
     shown = SegDataSample(**{kind: PixelData(data=torch.from_numpy(labels)[None])})
     # mmseg writes each name into the map, where it may be cut off.
     visualizer.add_datasample('', image, shown, draw_gt=truth, draw_pred=not truth, with_labels=False)
-    handles = [
+    if legend:
+        handles = class_patches(np.unique(labels), meta)
+        visualizer.ax_save.legend(handles=handles, loc='upper right', fontsize=max(9, len(image) // 80))
+    return visualizer.get_image()
+
+
+def class_patches(labels: Iterable[int], meta: Mapping[str, Any]) -> list[Patch]:
+    """A legend's entries for the classes among ``labels``."""
+    return [
         Patch(color=np.divide(meta['palette'][label], 255), label=meta['classes'][label])
-        for label in np.unique(labels)
+        for label in labels
         if label < len(meta['classes'])
     ]
-    visualizer.ax_save.legend(handles=handles, loc='upper right', fontsize=max(9, len(image) // 80))
-    return visualizer.get_image()
 
 
 def enlarge(pixels: np.ndarray, factor: int) -> np.ndarray:
@@ -93,6 +106,8 @@ def draw(
     meta: Mapping[str, Any],
     truth: bool,
     score_thr: float = 0.0,
+    opacity: float = 0.5,
+    legend: bool = True,
 ) -> np.ndarray:
     """A picture of a sample's ground truth or predictions, RGB; small images are enlarged by a whole factor.
 
@@ -103,6 +118,8 @@ def draw(
         meta: Classes and colours of the data set.
         truth: Whether to draw the ground truth rather than the predictions.
         score_thr: Boxes with a lower score are not drawn.
+        opacity: Of a map above its image.
+        legend: Whether a map names its classes.
     """
     height, width = pixels.shape[:2]
     image = np.broadcast_to(pixels, (height, width, 3))[..., ::-1].clip(0, 255).astype(np.uint8)
@@ -111,7 +128,7 @@ def draw(
     if scope == 'mmpretrain':
         return draw_class(image, sample, meta, truth=truth)
     if scope == 'mmseg':
-        return draw_map(image, sample, meta, factor=factor, truth=truth)
+        return draw_map(image, sample, meta, factor=factor, truth=truth, opacity=opacity, legend=legend)
     return draw_boxes(image, sample, meta, factor=factor, truth=truth, score_thr=score_thr)
 
 

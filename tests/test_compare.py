@@ -148,7 +148,14 @@ def test_a_shorter_training_replaces_a_longer_one_from_its_first_step(pair):
 
 
 def test_only_scores_are_metrics(pair):
-    score = {'coco/bbox_mAP': 0.4, 'data_time': 0.1, 'time': 0.2, 'step': 3}
+    score = {
+        'coco/bbox_mAP': 0.4,
+        'coco/bbox_mAP_l': -1.0,
+        'coco/7_precision': 0.3,
+        'data_time': 0.1,
+        'time': 0.2,
+        'step': 3,
+    }
     write_log(pair[1], score, {'cost/step_time_s': 0.1, 'step': 50}, start='20261122_000000')
     comparison = compare(pair)
     assert list(comparison.runs[1].metrics) == ['accuracy/top1', 'coco/bbox_mAP']

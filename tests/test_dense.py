@@ -348,3 +348,58 @@ def test_a_plain_checkpoint_trains_under_norm_eval(name, scenes, tmp_path):
         assert site.norm.num_batches_tracked == 3
         assert site.norm.running_mean.abs().max() > 1e-3
         assert site.norm.running_var.ne(1).all()
+
+
+# --- Pictures of runs ---
+
+
+def finished(config: Path, folder: Path) -> Path:
+    """What training leaves that the pictures need: a config, a checkpoint and the pointer to it."""
+    folder.mkdir()
+    run('seed_checkpoint.py', config, folder / 'epoch_1.pth')
+    (folder / 'config.py').write_text(config.read_text())
+    (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
+    return folder
+
+
+def test_a_grid_has_a_row_per_image_and_a_column_per_run(scenes, tmp_path, monkeypatch):
+    """Oracles: the ground truth as the prediction draws the same picture, an empty map draws another."""
+    config = demo(scenes, tmp_path, 'deeplabv3plus_r34-d8_digits.py')
+    runs = [finished(config, tmp_path / name) for name in ('right', 'wrong')]
+    answers = itertools.cycle([1] * 3 + [0] * 3)
+
+    def predict(self, inputs, samples):
+        for sample in samples:
+            sample.pred_sem_seg = PixelData(data=sample.gt_sem_seg.data * next(answers))
+        return samples
+
+    drawn = []
+    monkeypatch.setattr(mmseg.models.EncoderDecoder, 'predict', predict)
+    monkeypatch.setattr('matplotlib.axes.Axes.imshow', lambda self, picture: drawn.append(np.array(picture)))
+    run('show_predictions.py', *runs, '--number', 3, '--out', tmp_path / 'grid.png')
+    assert (tmp_path / 'grid.png').read_bytes().startswith(b'\x89PNG')
+    images = sorted((scenes / 'cityscapes' / 'leftImg8bit' / 'val').rglob('*.png'))
+    for row, at in enumerate((0, 4, 8)):  # spread evenly over nine images
+        image, truth, right, wrong = drawn[4 * row : 4 * row + 4]
+        assert np.array_equal(image, np.array(Image.open(images[at])))
+        assert np.array_equal(truth, right)
+        assert not np.array_equal(truth, wrong)
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        ('resnet32_digits.py', None, 'is a run of mmpretrain: give runs of mmdet or mmseg'),
+        ('retinanet_r34_fpn_digits.py', 'last_checkpoint', 'holds no last_checkpoint'),
+        ('retinanet_r34_fpn_digits.py', 'config.py', 'holds no config'),
+        ('retinanet_r34_fpn_digits.py', 'epoch_1.pth', 'epoch_1.pth'),
+    ],
+)
+def test_runs_that_cannot_be_shown(name, change, message, scenes, tmp_path, capsys):
+    folder = finished(demo(scenes, tmp_path, name), tmp_path / 'run')
+    if change:
+        (folder / change).unlink()
+    with pytest.raises(SystemExit, match='2'):
+        run('show_predictions.py', folder, '--out', tmp_path / 'grid.png')
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'grid.png').exists()

@@ -16,7 +16,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('format', choices=WRITERS)
     parser.add_argument('out', type=Path, help='a new folder')
-    parser.add_argument('--train', type=int, default=1200, help='number of images for training (default: %(default)s)')
+    parser.add_argument('--train', type=int, default=2000, help='number of images for training (default: %(default)s)')
     parser.add_argument('--val', type=int, default=150, help='number of images for validation (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()

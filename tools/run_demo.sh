@@ -10,7 +10,7 @@ case $task in
   classification) model=resnet32 repl=resnet32-repl ;;
   vit) model=vit-tiny repl=vit-tiny-repl ;;
   detection) model=retinanet_r34_fpn repl=retinanet_r34-repl_fpn data=coco ;;
-  segmentation) model=deeplabv3plus_r34-d16 repl=deeplabv3plus_r34-d16-repl data=cityscapes ;;
+  segmentation) model=deeplabv3plus_r34-d8 repl=deeplabv3plus_r34-d8-repl data=cityscapes ;;
   *) echo "error: there is no demo '$task': choose classification, vit, detection or segmentation" >&2; exit 2 ;;
 esac
 out=work_dirs/demo/$task

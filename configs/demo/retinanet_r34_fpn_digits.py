@@ -13,7 +13,6 @@ model = dict(
         stem_channels=16,
         base_channels=16,
         out_indices=(1, 2, 3),
-        zero_init_residual=False,
     ),
     neck=dict(type='FPN', in_channels=[32, 64, 128], out_channels=64, num_outs=3, norm_cfg=norm_cfg),
     bbox_head=dict(

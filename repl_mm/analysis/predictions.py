@@ -21,7 +21,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 
 from repl_mm.analysis.runs import find_config, name_runs
-from repl_mm.pictures import draw
+from repl_mm.pictures import class_patches, draw
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,9 @@ def as_grid(folders: Sequence[Path], *, number: int, threshold: float) -> bytes:
         for axes, picture in zip(line, _pictures(samples, runs, threshold=threshold), strict=True):
             axes.imshow(picture)
             axes.set_axis_off()
+    if runs[0].scope == 'mmseg':
+        entries = class_patches(range(len(runs[0].meta['classes'])), runs[0].meta)
+        figure.legend(handles=entries, loc='outside lower center', ncols=6, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=100)
     return buffer.getvalue()
@@ -99,6 +102,8 @@ def _pictures(
 ) -> Iterator[np.ndarray]:
     pixels = mmcv.imread(samples[0].img_path)
     yield pixels[..., ::-1]
-    yield draw(pixels, samples[0], scope=runs[0].scope, meta=runs[0].meta, truth=True)
-    for sample, run in zip(samples, runs, strict=True):
-        yield draw(pixels, sample, scope=run.scope, meta=run.meta, truth=False, score_thr=threshold)
+    # Nearly opaque: what is below a map must not change how its colours look.
+    style = dict(scope=runs[0].scope, meta=runs[0].meta, opacity=0.9, legend=False)
+    yield draw(pixels, samples[0], truth=True, **style)
+    for sample in samples:
+        yield draw(pixels, sample, truth=False, score_thr=threshold, **style)

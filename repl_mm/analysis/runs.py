@@ -136,7 +136,10 @@ def _parse(text: bytes, *, source: str, needs: str | None = None) -> dict[str, A
 
 
 def _is_metric(key: str, value: Any) -> bool:
-    return isinstance(value, int | float) and key not in _BOOKKEEPING and not key.startswith(('cost/', 'base_'))
+    if not isinstance(value, int | float) or key in _BOOKKEEPING or key.startswith(('cost/', 'base_')):
+        return False
+    # COCO: one value per class, too many for a comparison; and -1 where there is no object of a size.
+    return not key.startswith('coco/') or not (key.endswith('_precision') or value == -1)
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
