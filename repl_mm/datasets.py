@@ -79,7 +79,7 @@ class CheckedMixin:
         """
         path = self.get_data_info(idx)['img_path']
         try:
-            if is_truncated(Path(path)):
+            if Path(path).is_file() and is_truncated(Path(path)):  # not in a bucket or database
                 raise ValueError('the file is truncated')
             sample = super().prepare_data(idx)
         except Exception as error:  # whatever the transforms of a pipeline may raise
@@ -109,8 +109,10 @@ class CocoDataset(CheckedMixin, mmdet.datasets.CocoDataset):
             raise ValueError(f'{path} is not a COCO annotation file: {error}') from error
         if 'annotations' not in coco.dataset:  # images of a hidden test set
             return coco
+        folder = self.data_prefix['img']
+        is_local = self.backend_args is None and '://' not in folder
         problems = coco_annotations(
-            coco.dataset, source=path, classes=self.metainfo['classes'], images=Path(self.data_prefix['img'])
+            coco.dataset, source=path, classes=self.metainfo['classes'], images=Path(folder) if is_local else None
         )
         for problem in problems:
             if problem.fatal:

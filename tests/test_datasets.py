@@ -23,7 +23,7 @@ LOAD_BOXES = [
     dict(type='mmdet.PackDetInputs'),
 ]
 LOAD_MAPS = [
-    dict(type='mmseg.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmseg.LoadAnnotations'),
     dict(type='mmseg.RandomCrop', crop_size=(64, 64)),
     dict(type='mmseg.PackSegInputs'),
@@ -188,6 +188,13 @@ def test_boxes_that_the_host_leaves_out_are_told(box, coco, warnings):
     assert len(boxes(coco).get_data_info(0)['instances']) == number - 1
     assert len(warnings()) == 1
     assert '000000000001.jpg' in warnings()[0]
+
+
+def test_images_in_a_bucket_are_not_looked_for(coco):
+    prefix = dict(img='s3://bucket/train')
+    assert len(boxes(coco, data_root=None, ann_file=str(coco / 'annotations/instances_train.json'), data_prefix=prefix))
+    with pytest.raises(ValueError, match='is missing'):
+        boxes(coco, data_prefix=dict(img='nowhere'))
 
 
 def test_a_hidden_test_set_has_no_annotations(coco):

@@ -44,6 +44,19 @@ def cityscapes(scenes, tmp_path_factory):
     return root
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [(['--train', '0'], '--train and --val are at least 1, got 0 and 150'), ([], 'holds something')],
+)
+def test_the_tool_wants_images_and_a_new_folder(arguments, message, tmp_path):
+    (tmp_path / 'old.png').touch()
+    tool = [sys.executable, ROOT / 'tools/make_digit_scenes.py', 'coco', tmp_path]
+    done = subprocess.run([*tool, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['old.png']
+
+
 @pytest.mark.parametrize('kind', ['coco', 'cityscapes'])
 def test_every_byte_is_the_same_in_another_process(kind, coco, cityscapes, tmp_path):
     tool = [sys.executable, ROOT / 'tools/make_digit_scenes.py', kind, tmp_path / 'out']
@@ -129,7 +142,7 @@ def test_the_hosts_data_set_reads_the_boxes(coco):
 
 def test_the_hosts_data_set_reads_the_maps(scenes, cityscapes):
     prefix = dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train')
-    pipeline = [dict(type='mmseg.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')]
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')]
     dataset = DigitMaps(data_root=str(cityscapes), data_prefix=prefix, pipeline=pipeline)
     assert len(dataset) == NUMBER
     for at, scene in enumerate(scenes):

@@ -20,6 +20,10 @@ def main() -> None:
     parser.add_argument('--val', type=int, default=150, help='number of images for validation (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
+    if min(args.train, args.val) < 1:
+        raise ValueError(f'--train and --val are at least 1, got {args.train} and {args.val}')
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise ValueError(f'{args.out} holds something: give a new folder')
     for split, number in (('train', args.train), ('val', args.val)):
         scenes = make_scenes(split=split, number=number, seed=args.seed)
         WRITERS[args.format](args.out, track(scenes, f'{split}: ', total=number), split=split)

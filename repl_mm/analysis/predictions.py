@@ -93,7 +93,7 @@ def as_grid(folders: Sequence[Path], *, number: int, threshold: float) -> bytes:
         entries = class_patches(range(len(runs[0].meta['classes'])), runs[0].meta)
         figure.legend(handles=entries, loc='outside lower center', ncols=6, frameon=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=100)
+    figure.savefig(buffer, format='png', dpi=160)
     return buffer.getvalue()
 
 
