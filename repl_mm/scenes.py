@@ -160,7 +160,7 @@ def write_cityscapes(root: Path, scenes: Iterable[Scene], *, split: Split) -> No
         folder.mkdir(parents=True, exist_ok=True)
     for at, scene in enumerate(scenes):
         name = f'digits_{at:06}_000000'
-        Image.fromarray(scene.image).save(folders[0] / f'{name}_leftImg8bit.png')
+        Image.fromarray(scene.image).save(folders[0] / f'{name}_leftImg8bit.png', compress_level=1)
         # The background's -1 takes the last place.
         classes = np.array([*(digit + 1 for digit in scene.digits), 0], dtype=np.uint8)
         Image.fromarray(classes[scene.owner]).save(folders[1] / f'{name}_gtFine_labelTrainIds.png')

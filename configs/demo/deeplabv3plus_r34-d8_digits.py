@@ -89,8 +89,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
-iterations = 1120
-train_cfg = dict(by_epoch=False, max_iters=iterations, val_interval=280)
+iterations = 1080
+train_cfg = dict(by_epoch=False, max_iters=iterations, val_interval=270)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=5e-4, nesterov=True))
@@ -98,7 +98,7 @@ param_scheduler = dict(type='OneCycleLR', eta_max=0.2, by_epoch=False, total_ste
 
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=280, max_keep_ckpts=1),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=270, max_keep_ckpts=1),
 )
 log_processor = dict(by_epoch=False)
 custom_hooks = [dict(type='repl_mm.CostHook')]
