@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import repl_mm.compat  # noqa: F401
 
 # isort: split
+import torch
 from mmengine.logging import print_log
 from mmpretrain.models.backbones import ResNet_CIFAR, VisionTransformer
 from mmseg.models.backbones import ResNet, ResNetV1c, ResNetV1d, ResNeXt
@@ -25,7 +26,7 @@ from repl_mm.layers import (
     ScalarEncoderLayer,
 )
 from repl_mm.registry import MODELS
-from repl_mm.replace import check_checkpoint, check_links, computing_layers, replace_blocks
+from repl_mm.replace import check_checkpoint, check_links, computing_layers, fold_norms, fuse_blocks, replace_blocks
 from repl_mm.sites import Layout, Selection, choose
 
 # At a momentum of 0.1 the initial mean and variance then weigh less than 3e-5.
@@ -50,6 +51,8 @@ class ReplMixin:
         repl: How to replace, or None for the host backbone as it is. ``policy`` and its options choose the sites
             (see :func:`repl_mm.sites.choose`); ``form`` says what is put there: one of ``forms``, the first
             being the default, or ``'drop'`` to put nothing there, which bounds every cost from below.
+        deploy: Build, then call :meth:`switch_to_deploy`; ``dict(fuse_all=True)`` goes on to it. For the weights that
+            ``tools/deploy.py`` writes.
         **kwargs: Passed on to the host backbone.
 
     Attributes:
@@ -61,7 +64,13 @@ class ReplMixin:
 
     forms: ClassVar[tuple[str, ...]]
 
-    def __init__(self, *args: Any, repl: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        repl: Mapping[str, Any] | None = None,
+        deploy: bool | Mapping[str, bool] = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.selection: Selection | None = None
         if repl is not None:
@@ -69,6 +78,10 @@ class ReplMixin:
                 raise ValueError(f"'repl' is a dict such as dict(policy='interval', every=4), or None, got {repl!r}")
             self._replace(**repl)
             self._freeze()
+        if deploy not in (False, True, dict(fuse_all=True), dict(fuse_all=False)):
+            raise ValueError(f"'deploy' is True, False or dict(fuse_all=True), got {deploy!r}")
+        if deploy:
+            self.switch_to_deploy(**(deploy if isinstance(deploy, Mapping) else {}))
 
     def stages(self) -> dict[str, nn.Module]:
         """The indexable modules that hold the blocks, by their name in the state dict."""
@@ -98,6 +111,24 @@ class ReplMixin:
             print_log(self.selection.note, logger='current', level=logging.WARNING)
         build = (lambda *_, **__: nn.Identity()) if self.form == 'drop' else self._build
         replace_blocks(self.stages(), self.selection.sites, build=build)
+
+    @torch.no_grad()
+    def switch_to_deploy(self, *, fuse_all: bool = False) -> None:
+        """Make the backbone static, in place: computing layers become ordinary operators (Eq. 32-33).
+
+        In eval mode it does what it did before. There is no way back: to keep the original, see
+        :func:`repl_mm.deploy.deploy`. mmpretrain's and timm's re-parameterisation tools call this method.
+
+        Args:
+            fuse_all: Fold the batch norms of the retained blocks and of the stem into their convolutions too.
+
+        Raises:
+            ValueError: A computing layer lost its neighbours; see :func:`repl_mm.replace.check_links`.
+        """
+        check_links(self.stages())
+        fuse_blocks(self.stages())
+        if fuse_all:
+            fold_norms(self)
 
     def init_weights(self) -> None:
         """Initialise as the host does, then the computing layers, unless a checkpoint was loaded.

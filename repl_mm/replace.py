@@ -6,10 +6,11 @@ index of the block that it replaces, so every retained block keeps its state-dic
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 from torch import Tensor, nn
 
-from repl_mm.layers import ComputingLayer
+from repl_mm.layers import ComputingLayer, StaticLayer, fold, is_foldable
 from repl_mm.sites import Site
 
 
@@ -30,6 +31,28 @@ def replace_blocks(
     for stage, index in sites:
         blocks = modules[stage]
         blocks[index] = build(blocks[index], prev=blocks[index - 1], next=blocks[index + 1])
+
+
+def fuse_blocks(stages: Mapping[str, nn.Module]) -> None:
+    """Put the static form in the place of every computing layer."""
+    for blocks in stages.values():
+        for index, block in enumerate(blocks):
+            if isinstance(block, ComputingLayer):
+                blocks[index] = block.fuse()
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Fold every batch norm that follows a convolution into it, in place.
+
+    The host libraries register a norm right behind its convolution, in blocks, stems and shortcuts alike. Computing
+    layers read their neighbours' convolutions, so they must be static by now.
+    """
+    for parent in list(module.modules()):
+        children = list(parent.named_children())
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and is_foldable(norm):
+                setattr(parent, conv_name, fold(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
 
 
 def computing_layers(module: nn.Module) -> list[ComputingLayer]:
@@ -105,12 +128,19 @@ def _check_block(block: nn.Module, name: str, theirs: Mapping[str, Tensor]) -> N
     own = block.state_dict()
     replaced = isinstance(block, ComputingLayer | nn.Identity)
     missing = sorted(set(own) - set(theirs) - {key for key in own if key.endswith('num_batches_tracked')})
+    kind = _kind_of(theirs)
     # A checkpoint that was trained end to end has a whole block where this backbone has a site.
-    if missing and not (replaced and 'alpha' not in theirs):
-        there = 'has a computing layer' if 'alpha' in theirs else 'has no block' if not theirs else 'has another block'
+    if missing and not (replaced and kind == 'another block'):
+        if (kind == 'a deployed layer') != isinstance(block, StaticLayer):
+            advice = (
+                'A deployed checkpoint goes with the config that was written beside it, any other one with the '
+                'config of its training'
+            )
+        else:
+            advice = 'Give the same sites as in the run that wrote the checkpoint'
         raise ValueError(
-            f'the checkpoint {there} at {name}, where this backbone has a {type(block).__name__}: '
-            f'{missing[0]} is missing. Give the same sites as in the run that wrote the checkpoint'
+            f'the checkpoint has {kind} at {name}, where this backbone has a {type(block).__name__}: '
+            f'{missing[0]} is missing. {advice}'
         )
     for key in [key for key in own if key in theirs]:
         if own[key].shape != theirs[key].shape and not (replaced and missing):
@@ -118,3 +148,13 @@ def _check_block(block: nn.Module, name: str, theirs: Mapping[str, Tensor]) -> N
                 f'the checkpoint belongs to another network: {name}.{key} has shape {tuple(theirs[key].shape)} there '
                 f'and {tuple(own[key].shape)} here. Give the config that the checkpoint was trained with'
             )
+
+
+def _kind_of(block: Mapping[str, Tensor]) -> str:
+    """What wrote the state dict of a block."""
+    if not block:
+        return 'no block'
+    if 'alpha' in block:
+        return 'a computing layer'
+    # Only a sequence numbers its children.
+    return 'a deployed layer' if any(key.startswith('0.') for key in block) else 'another block'

@@ -21,6 +21,7 @@ ORDER = [
     'layers',
     'replace',
     'backbones',
+    'deploy',
     'necks',
     'gauges',
     'hooks',

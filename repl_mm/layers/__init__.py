@@ -3,6 +3,7 @@
 from repl_mm.layers.base import ComputingLayer
 from repl_mm.layers.encoder import ComputingEncoderLayer, HeadwiseEncoderLayer, ScalarEncoderLayer
 from repl_mm.layers.residual import ComputingBasicBlock, ComputingBottleneck
+from repl_mm.layers.static import StaticLayer, fold, is_foldable
 
 __all__ = [
     'ComputingBasicBlock',
@@ -11,4 +12,7 @@ __all__ = [
     'ComputingLayer',
     'HeadwiseEncoderLayer',
     'ScalarEncoderLayer',
+    'StaticLayer',
+    'fold',
+    'is_foldable',
 ]

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from repl_mm.layers.static import StaticLayer
+
 
 class ComputingLayer(nn.Module):
     """A light layer whose weights are synthesised from its two neighbours at every step (Eq. 5-6).
@@ -31,6 +33,13 @@ class ComputingLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Give the layer's own parameters their initial values."""
+        raise NotImplementedError
+
+    def fuse(self) -> StaticLayer:
+        """What the layer is in eval mode as an ordinary operator with weights of its own (Eq. 32-33).
+
+        timm's re-parameterisation tool calls it by this name.
+        """
         raise NotImplementedError
 
 

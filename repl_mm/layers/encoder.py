@@ -6,10 +6,14 @@ Shapes:
     F      hidden width of the MLP
 """
 
+import copy
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repl_mm.layers.base import ComputingLayer, require_shape
+from repl_mm.layers.static import Residual, StaticLayer, static_linear
 from repl_mm.synthesis import average, average_normalised, mix, mix_heads
 
 
@@ -38,14 +42,31 @@ class ComputingEncoderLayer(ComputingLayer):
         x = x + self._projection(x)
         return x + self._mlp(x) if self.mlp_fusion else x
 
+    def weight(self) -> Tensor:
+        """The synthesised projection, shape (D, D)."""
+        raise NotImplementedError
+
+    def bias(self) -> Tensor:
+        """The synthesised bias of the projection, shape (D,)."""
+        raise NotImplementedError
+
+    def _fused_mlp(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of both linear layers, shapes (F, D), (F,), (D, F), (D,)."""
+        pairs = zip(_mlp(self.prev), _mlp(self.next), strict=True)
+        return [(average_normalised(p.weight, n.weight), average(p.bias, n.bias)) for p, n in pairs]
+
     def _mlp(self, x: Tensor) -> Tensor:
-        (prev1, prev2), (next1, next2) = _mlp(self.prev), _mlp(self.next)
-        x = F.linear(
-            _frozen_norm(self.prev.ln2, x),
-            average_normalised(prev1.weight, next1.weight),
-            average(prev1.bias, next1.bias),
-        )  # (N, T, F)
-        return F.linear(F.gelu(x), average_normalised(prev2.weight, next2.weight), average(prev2.bias, next2.bias))
+        fc1, fc2 = self._fused_mlp()
+        x = F.linear(_frozen_norm(self.prev.ln2, x), *fc1)  # (N, T, F)
+        return F.linear(F.gelu(x), *fc2)
+
+    @torch.no_grad()
+    def fuse(self) -> StaticLayer:
+        static = StaticLayer(self._static_projection())
+        if self.mlp_fusion:
+            fc1, fc2 = (static_linear(*pair) for pair in self._fused_mlp())
+            static.append(Residual(nn.Sequential(copy.deepcopy(self.prev.ln2), fc1, nn.GELU(), fc2)))
+        return static
 
 
 class ScalarEncoderLayer(ComputingEncoderLayer):
@@ -63,10 +84,19 @@ class ScalarEncoderLayer(ComputingEncoderLayer):
         nn.init.constant_(self.alpha, 0.5)
         nn.init.constant_(self.beta, 0.5)
 
+    def weight(self) -> Tensor:
+        return mix(self.alpha, self.prev.attn.proj.weight, self.beta, self.next.attn.proj.weight)
+
+    def bias(self) -> Tensor:
+        return mix(self.alpha, self.prev.attn.proj.bias, self.beta, self.next.attn.proj.bias)
+
     def _projection(self, x: Tensor) -> Tensor:
-        prev, next = self.prev.attn.proj, self.next.attn.proj
-        weight = mix(self.alpha, prev.weight, self.beta, next.weight)
-        return F.linear(x, weight, mix(self.alpha, prev.bias, self.beta, next.bias))
+        return F.linear(x, self.weight(), self.bias())
+
+    def _static_projection(self) -> nn.Module:
+        # Nothing stands between the tokens and the projection, so it takes in the residual too: (W + I) X.
+        weight = self.weight()
+        return static_linear(weight + torch.eye(weight.size(0)).to(weight), self.bias())
 
 
 class HeadwiseEncoderLayer(ComputingEncoderLayer):
@@ -87,12 +117,20 @@ class HeadwiseEncoderLayer(ComputingEncoderLayer):
         nn.init.ones_(self.alpha)
         nn.init.ones_(self.beta)
 
-    def _projection(self, x: Tensor) -> Tensor:
-        prev, next = self.prev.attn.proj, self.next.attn.proj
+    def weight(self) -> Tensor:
+        prev, next = self.prev.attn.proj.weight, self.next.attn.proj.weight
         # The factor goes into the coefficients: they are few, the tokens are many.
-        scale = x.size(-1) ** -0.5
-        weight = mix_heads(self.alpha * scale, prev.weight, self.beta * scale, next.weight)
-        return F.linear(_frozen_norm(self.prev.ln1, x), weight, average(prev.bias, next.bias))
+        scale = prev.size(1) ** -0.5
+        return mix_heads(self.alpha * scale, prev, self.beta * scale, next)
+
+    def bias(self) -> Tensor:
+        return average(self.prev.attn.proj.bias, self.next.attn.proj.bias)
+
+    def _projection(self, x: Tensor) -> Tensor:
+        return F.linear(_frozen_norm(self.prev.ln1, x), self.weight(), self.bias())
+
+    def _static_projection(self) -> nn.Module:
+        return Residual(nn.Sequential(copy.deepcopy(self.prev.ln1), static_linear(self.weight(), self.bias())))
 
 
 def _mlp(block: nn.Module) -> tuple[nn.Linear, nn.Linear]:

@@ -6,11 +6,13 @@ Shapes:
     q      kernel size of the spatial convolution
 """
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from repl_mm.layers.base import ComputingLayer, require_shape
+from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
 from repl_mm.synthesis import mix_channels
 
 
@@ -52,6 +54,10 @@ class _ResidualLayer(ComputingLayer):
         out += x
         return F.relu(out, inplace=True)
 
+    @torch.no_grad()
+    def fuse(self) -> StaticLayer:
+        return StaticLayer(Residual(self._static_branch()), nn.ReLU(inplace=True))
+
     def extra_repr(self) -> str:
         return f'{self.alpha.numel()} channels, ' + ', '.join(f'{k}={v}' for k, v in self.geometry.items())
 
@@ -82,6 +88,9 @@ class ComputingBasicBlock(_ResidualLayer):
 
     def _branch(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight(), **self.geometry)
+
+    def _static_branch(self) -> nn.Module:
+        return fold(static_conv(self.weight(), **self.geometry), self.norm)
 
 
 class ComputingBottleneck(_ResidualLayer):
@@ -114,6 +123,15 @@ class ComputingBottleneck(_ResidualLayer):
         z = F.relu(F.conv2d(x, self.prev.conv1.weight.detach()), inplace=True)  # (N, B, H, W)
         z = F.relu(F.conv2d(z, self.weight(), **self.geometry), inplace=True)
         return F.conv2d(z, self.next.conv3.weight.detach())  # (N, C, H, W)
+
+    def _static_branch(self) -> nn.Module:
+        return nn.Sequential(
+            static_conv(self.prev.conv1.weight),
+            nn.ReLU(inplace=True),
+            static_conv(self.weight(), **self.geometry),
+            nn.ReLU(inplace=True),
+            fold(static_conv(self.next.conv3.weight), self.norm),
+        )
 
 
 def _require_plain(block: nn.Module) -> None:

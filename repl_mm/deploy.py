@@ -1,0 +1,47 @@
+"""The door to the deployed network, and the proof that it is the same one."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from repl_mm.backbones import ReplMixin
+
+
+def deploy(model: nn.Module, *, fuse_all: bool = False) -> nn.Module:
+    """A static copy of a trained model, in eval mode: no neighbour links, no synthesis, no branch on a mode.
+
+    Args:
+        model: A model with a backbone of this package, or such a backbone. It is left as it is.
+        fuse_all: Fold the batch norms of the backbone's retained blocks and stem too.
+
+    Raises:
+        ValueError: There is no such backbone, or a computing layer lost its neighbours.
+    """
+    static = copy.deepcopy(model).eval()
+    backbones = [module for module in static.modules() if isinstance(module, ReplMixin)]
+    if not backbones:
+        raise ValueError(
+            f'there is nothing to deploy in {type(model).__name__}: its backbone is none of repl_mm, such as ReplResNet'
+        )
+    for backbone in backbones:
+        backbone.switch_to_deploy(fuse_all=fuse_all)
+    return static
+
+
+def relative_difference(ours: object, reference: object) -> float:
+    """Largest ``max|a - b| / max|b|`` over the tensors of two nested outputs; NaN where one holds NaN.
+
+    Raises:
+        ValueError: Their tensors differ in number or in shape.
+    """
+    pairs = list(zip(_tensors(ours), _tensors(reference), strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        raise ValueError(f'outputs of other shapes: {[(tuple(a.shape), tuple(b.shape)) for a, b in pairs]}')
+    return torch.stack([(a - b).abs().amax() / b.abs().amax().clamp_min(1e-30) for a, b in pairs]).amax().item()
+
+
+def _tensors(nested: object) -> Iterable[Tensor]:
+    return [leaf.double() for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
