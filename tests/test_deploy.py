@@ -1,7 +1,7 @@
 """Contract: the deployed network is the same function, made of ordinary operators with weights of their own.
 
-Oracles: the dynamic network in eval mode, with every statistic, affine term and coefficient randomised; for one layer of
-each kind Eq. 32-33 written out with NumPy; parameter counts by hand; timm's and mmpretrain's own tools.
+Oracles: the dynamic network in eval mode, with every statistic, affine term and coefficient randomised; for one layer
+of each kind Eq. 32-33 written out with NumPy; parameter counts by hand; timm's and mmpretrain's own tools.
 """
 
 import copy
@@ -152,9 +152,8 @@ def test_a_headwise_site_by_hand():
     for head in range(3):
         block = slice(16 * head, 16 * head + 16)
         for coefficient, weight in ((site.alpha, prev.weight), (site.beta, next.weight)):
-            expected[:, block] += coefficient[head] * (weight / (weight.square().sum(1, keepdim=True) + 1e-8).sqrt())[
-                :, block
-            ]
+            rows = weight / (weight.square().sum(1, keepdim=True) + 1e-8).sqrt()
+            expected[:, block] += coefficient[head] * rows[:, block]
     state = site.fuse().state_dict()
     torch.testing.assert_close(state['0.branch.1.weight'], expected.detach() / 48**0.5)
     torch.testing.assert_close(state['0.branch.1.bias'], ((prev.bias + next.bias) / 2).detach())
@@ -226,9 +225,11 @@ def test_mmpretrain_tool_reparameterises(tmp_path):
 def test_checkpoints_of_the_other_form_are_told_apart(name):
     model = dynamic(name)
     static = deploy(model)
-    with pytest.raises(ValueError, match='has a deployed layer at .* this backbone has a (ComputingBasic|Scalar)'):
+    with pytest.raises(ValueError, match=r'has a deployed layer at .* this backbone has a (ComputingBasic|Scalar)'):
         model.load_state_dict(static.state_dict(), strict=False)
-    with pytest.raises(ValueError, match='has a computing layer at .* this backbone has a StaticLayer.*written beside'):
+    with pytest.raises(
+        ValueError, match=r'has a computing layer at .* this backbone has a StaticLayer.*written beside'
+    ):
         static.load_state_dict(model.state_dict(), strict=False)
 
 
