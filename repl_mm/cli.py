@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import time
-from argparse import ArgumentError, ArgumentParser, Namespace
+from argparse import Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +17,12 @@ import repl_mm.compat  # noqa: F401
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.registry import init_default_scope
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from repl_mm.checkpoints import CheckpointLoader
 from repl_mm.cpu import GlooRunner
 
 # What the host libraries raise on bad input; the rest is taken for a bug.
@@ -87,8 +88,12 @@ def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: beside, then moved into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f'.{path.name}')
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 class CfgOptions(DictAction):
@@ -102,6 +107,20 @@ class CfgOptions(DictAction):
         except (ValueError, AssertionError):
             given = ' '.join(values)
             raise ArgumentError(self, f'takes KEY=VALUE pairs such as train_cfg.max_epochs=3, got {given!r}') from None
+
+
+class Trust(Action):
+    """Lets torch unpickle whatever a file holds, from here on and in all child processes."""
+
+    def __call__(self, *_: Any) -> None:
+        os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+def add_trust(parser: ArgumentParser) -> None:
+    """The flag of all tools that read a checkpoint."""
+    parser.add_argument(
+        '--trust', nargs=0, action=Trust, help='read checkpoints that hold more than weights, and may run any code'
+    )
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -220,21 +239,32 @@ def build_runner(config: Config, *, loops: Sequence[str]) -> Runner:
     return runner
 
 
+def build_model(config: Config) -> BaseModel:
+    """The model of a config, as its runner would build it.
+
+    Raises:
+        ValueError: It cannot be built.
+    """
+    with explain(f'cannot build the model of {config.filename}'):
+        if 'data_preprocessor' in config:
+            config.model.setdefault('data_preprocessor', config.data_preprocessor)
+        return MODELS.build(config.model)
+
+
 def read_checkpoint(path: str) -> Mapping[str, Any]:
     """The content of a checkpoint, a file or whatever else mmengine loads from.
 
     Raises:
-        ValueError: No such file, or not a checkpoint.
+        ValueError: No such file, or not a checkpoint, or one that could run code.
     """
-    checkpoint = None
     try:
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
     except FileNotFoundError:
         raise ValueError(f'there is no checkpoint {path}: give a .pth file that training has written') from None
-    except OSError:
+    except (OSError, ValueError):
         raise
-    except Exception:
-        pass  # unpickling some other file may raise anything
+    except Exception as error:  # from wherever else mmengine loads
+        raise ValueError(f'cannot read the checkpoint {path}: {sentence(error)}') from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f'{path} is not a checkpoint: give a .pth file that training has written')
     return checkpoint

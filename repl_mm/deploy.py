@@ -43,5 +43,34 @@ def relative_difference(ours: object, reference: object) -> float:
     return torch.stack([(a - b).abs().amax() / b.abs().amax().clamp_min(1e-30) for a, b in pairs]).amax().item()
 
 
+@torch.no_grad()
+def parity(static: nn.Module, reference: nn.Module, images: Tensor) -> float:
+    """Relative difference of two whole models' raw outputs, computed in the precision of ``images``.
+
+    Args:
+        static: The deployed model.
+        reference: The model that it was made from, in eval mode.
+        images: Normalised images, shape (N, 3, H, W).
+    """
+    ours, theirs = (RawOutputs(copy.deepcopy(model).to(images.dtype))(images) for model in (static, reference))
+    return relative_difference(ours, theirs)
+
+
+class RawOutputs(nn.Module):
+    """The tensors that a model gives before any post-processing, as one tuple.
+
+    A classifier's and a segmentor's logits, a detector's class logits of all levels and then its box deltas of all
+    levels, or a backbone's features.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.options = {'mode': 'tensor'} if hasattr(model, 'backbone') else {}
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree_leaves(self.model(images, **self.options)))
+
+
 def _tensors(nested: object) -> Iterable[Tensor]:
     return [leaf.double() for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / 'repl_mm'
 ORDER = [
     'registry',
     'compat',
+    'checkpoints',
     'cpu',
     'sites',
     'synthesis',
@@ -22,6 +23,7 @@ ORDER = [
     'replace',
     'backbones',
     'deploy',
+    'export',
     'necks',
     'gauges',
     'hooks',

@@ -9,6 +9,8 @@ from typing import Any
 
 from repl_mm.cli import (
     add_picture_arguments,
+    add_trust,
+    build_model,
     explain,
     friendly,
     load_scoped_config,
@@ -23,7 +25,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import DATASETS
 from rich.progress import track
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -37,6 +39,7 @@ def parse_args() -> Namespace:
     parser.add_argument('checkpoint', help='checkpoint that training has written')
     parser.add_argument('images', type=Path, help='an image, or a folder of images')
     add_picture_arguments(parser)
+    add_trust(parser)
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score of a box (default: %(default)s)')
     parser.add_argument('--device', default=get_device(), help='where the model runs (default: %(default)s)')
     return parser.parse_args()
@@ -63,10 +66,7 @@ def find_images(path: Path, *, out_dir: Path) -> dict[Path, Path]:
 
 
 def load_model(config: Config, checkpoint: Mapping[str, Any], *, source: str, device: str) -> BaseModel:
-    with explain(f'cannot build the model of {config.filename}'):
-        if 'data_preprocessor' in config:
-            config.model.setdefault('data_preprocessor', config.data_preprocessor)
-        model = MODELS.build(config.model)
+    model = build_model(config)
     require_fit(model, checkpoint, source=source)
     with explain(f'cannot use --device {device}'):
         model.to(device)

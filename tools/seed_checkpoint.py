@@ -9,10 +9,10 @@ import repl_mm.compat  # noqa: F401
 # isort: split
 import torch
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
-from repl_mm.cli import add_arguments, explain, friendly, load_config
+from repl_mm.cli import add_arguments, build_model, explain, friendly, load_config
 
 
 @friendly()
@@ -30,10 +30,8 @@ def main() -> None:
     MMLogger.get_instance('mmengine', log_level='WARNING')
     init_default_scope(config.default_scope)
     set_random_seed(config.get('randomness', {}).get('seed') or 0)
-    with explain(f'cannot build the model of {args.config}'):
-        if 'data_preprocessor' in config:
-            config.model.setdefault('data_preprocessor', config.data_preprocessor)
-        model = MODELS.build(config.model)
+    model = build_model(config)
+    with explain(f'cannot initialise the model of {args.config}'):
         model.init_weights()
     beside = args.out.with_name(f'.{args.out.name}')
     with beside.open('wb') as file:

@@ -4,7 +4,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from repl_mm.cli import add_arguments, build_runner, friendly, load_config, read_checkpoint, require_fit
+from repl_mm.cli import add_arguments, add_trust, build_runner, friendly, load_config, read_checkpoint, require_fit
 
 # isort: split
 from mmengine.config import Config, ConfigDict
@@ -36,6 +36,7 @@ def parse_args() -> Namespace:
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation, as the config's tta_model says")
     add_arguments(parser)
+    add_trust(parser)
     return parser.parse_args()
 
 

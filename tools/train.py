@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from repl_mm.cli import add_arguments, build_runner, friendly, load_config, read_checkpoint, require_fit
+from repl_mm.cli import add_arguments, add_trust, build_runner, friendly, load_config, read_checkpoint, require_fit
 
 # isort: split
 from mmengine.config import Config
@@ -17,6 +17,7 @@ def parse_args() -> Namespace:
     )
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     add_arguments(parser)
+    add_trust(parser)
     return parser.parse_args()
 
 

@@ -1,0 +1,196 @@
+"""Turn a trained checkpoint into a static model: weights, the config that belongs to them, and exports.
+
+Nothing is written unless the static model gives the same outputs as the trained one.
+"""
+
+import copy
+import os
+import shutil
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from repl_mm.cli import (
+    HOST_ERRORS,
+    CfgOptions,
+    add_trust,
+    build_model,
+    friendly,
+    load_scoped_config,
+    read_checkpoint,
+    require_fit,
+    sentence,
+    write,
+)
+
+# isort: split
+from io import BytesIO
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from repl_mm import __version__
+from repl_mm.checkpoints import as_safetensors
+from repl_mm.deploy import deploy, parity
+from repl_mm.export import OPSET, TOLERANCE, as_onnx, as_torch, check, input_shape, trace
+from repl_mm.replace import computing_layers
+
+EXPORTS = {'onnx': ('.onnx', as_onnx), 'torch': ('.pt2', as_torch)}
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file of the training')
+    parser.add_argument('checkpoint', help='checkpoint that training has written')
+    parser.add_argument('out', type=Path, help='a new folder for what is written')
+    parser.add_argument(
+        '--fuse-all', action='store_true', help="fold the batch norms of the backbone's other blocks too"
+    )
+    parser.add_argument('--no-ema', action='store_true', help='take the weights themselves, not their moving average')
+    parser.add_argument('--format', nargs='+', choices=list(EXPORTS), default=[], help='what to export besides')
+    parser.add_argument('--backbone-only', action='store_true', help='export the backbone without neck and head')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
+    )
+    add_trust(parser)
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    return parser.parse_args()
+
+
+def pick_weights(checkpoint: Mapping[str, Any], *, ema: bool) -> dict[str, Tensor]:
+    """The moving average of the weights, or the weights that the optimizer had."""
+    weights = dict(checkpoint.get('state_dict', checkpoint))
+    averaged = checkpoint.get('ema_state_dict')
+    if averaged is None:
+        return weights
+    # mmengine exchanges the two when it saves: the average is in `state_dict`.
+    if not ema:
+        weights |= {key.removeprefix('module.'): v for key, v in averaged.items() if key.startswith('module.')}
+    print(f'The checkpoint holds a moving average (EMA): taking {"it" if ema else "the weights themselves"}')
+    return weights
+
+
+def load_model(config: Config, args: Namespace) -> tuple[BaseModel, dict[str, Any]]:
+    """The trained model and the meta data to keep."""
+    backbone = config.model.get('backbone', {})
+    if backbone.get('deploy'):
+        raise ValueError(f'{args.config} is deployed already: give the config of the training')
+    checkpoint = read_checkpoint(args.checkpoint)
+    weights = pick_weights(checkpoint, ema=not args.no_ema)
+    broken = [key for key, value in weights.items() if isinstance(value, Tensor) and not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f'{args.checkpoint} holds NaN or infinite values in {", ".join(broken[:3])}'
+            f'{", ..." if broken[3:] else ""}: give a checkpoint from before the training diverged'
+        )
+    model = build_model(config)
+    require_fit(model, {'state_dict': weights}, source=args.checkpoint)
+    if not computing_layers(model) and not args.fuse_all:
+        raise ValueError(f'the model of {args.config} has no computing layers: give --fuse-all to fold its batch norms')
+    dataset_meta = checkpoint.get('meta', {}).get('dataset_meta')
+    return model.eval(), {'repl_mm': __version__} | ({'dataset_meta': dict(dataset_meta)} if dataset_meta else {})
+
+
+def read_images(config: Config, model: BaseModel) -> Tensor | None:
+    """Two images of the validation set as the model takes them, or None where the data is not there."""
+    try:
+        dataset = DATASETS.build((config.get('val_dataloader') or config.test_dataloader).dataset)
+        batches = [pseudo_collate([dataset[index]]) for index in (0, len(dataset) - 1)]
+        images = [model.data_preprocessor(batch, False)['inputs'] for batch in batches]
+    except HOST_ERRORS as error:
+        print(f'No images of the validation set to check with: {sentence(error)}')
+        return None
+    return torch.cat([nn.functional.interpolate(image, (256, 256), mode='bilinear') for image in images])
+
+
+def check_parity(model: nn.Module, static: nn.Module, images: Tensor | None, *, fuse_all: bool) -> None:
+    """Show the differences; raise ValueError where they are more than rounding."""
+    # In float64 only an error can be seen, in float32 also what rounding does to the weights that are written.
+    exact = deploy(copy.deepcopy(model).double(), fuse_all=fuse_all)
+    table = Table('Images', 'Height x width', 'float64', 'float32', title='Relative difference from the trained model')
+    equal = True
+    for name, batch in (('random', torch.randn(2, 3, 256, 256)), ('validation set', images)):
+        for size in ((256, 256), (192, 320)) if batch is not None else ():
+            resized = nn.functional.interpolate(batch, size, mode='bilinear')
+            double, single = parity(exact, model, resized.double()), parity(static, model, resized)
+            equal &= double <= 1e-10 and single <= 1e-5  # false for NaN too
+            table.add_row(name, f'{size[0]} x {size[1]}', f'{double:.1e}', f'{single:.1e}')
+    Console().print(table)
+    if not equal:
+        raise ValueError('the static model does not equal the trained one, see the table: nothing was written')
+
+
+def deployed_config(config: Config, *, fuse_all: bool) -> Config:
+    """The config that the deployed weights belong to."""
+    config = Config({key: value for key, value in config.to_dict().items() if key not in ('work_dir', 'launcher')})
+    config.model.backbone.update(deploy=dict(fuse_all=True) if fuse_all else True, init_cfg=None)
+    for part in (config.model, config.model.backbone):
+        if 'pretrained' in part:
+            part.pretrained = None
+    config.update(load_from=None, resume=False)
+    return config
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that becomes it at the end, or vanishes after an error."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f'{out} is there already: give a new folder')
+    part = out.with_name(f'.{out.name}.part')
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_exports(static: nn.Module, path: Path, args: Namespace, *, size: tuple[int, int]) -> None:
+    exported = static.backbone if args.backbone_only else static
+    program = trace(exported, size)
+    for form in args.format:
+        suffix, serialise = EXPORTS[form]
+        content = serialise(program)
+        difference = check(exported, program, content, form=form)
+        if not difference <= TOLERANCE:
+            raise ValueError(f'the export as {form} differs by {difference:.1e} from the model: nothing was written')
+        shape = ' x '.join(map(str, input_shape(program)))
+        opset = f', opset {OPSET}' if form == 'onnx' else ''
+        print(f'{form}: images {shape}{opset}, relative difference {difference:.1e}')
+        write(path.with_suffix(suffix), content)
+
+
+@friendly()
+def main() -> None:
+    args = parse_args()
+    config = load_scoped_config(args, sections=('model', 'test_dataloader'))
+    with new_folder(args.out) as folder:
+        MMLogger.get_instance('mmengine', log_level='WARNING')
+        model, meta = load_model(config, args)
+        static = deploy(model, fuse_all=args.fuse_all)
+        images = read_images(config, model)
+        check_parity(model, static, images, fuse_all=args.fuse_all)
+        path = folder / f'{Path(args.config).stem}_deployed.py'
+        deployed_config(config, fuse_all=args.fuse_all).dump(path)
+        buffer = BytesIO()
+        torch.save({'state_dict': static.state_dict(), 'meta': meta}, buffer)
+        write(path.with_suffix('.pth'), buffer.getvalue())
+        write(path.with_suffix('.safetensors'), as_safetensors(static.state_dict(), meta=meta))
+        if args.format:
+            write_exports(static, path, args, size=(256, 256))
+    written = args.out / path.name
+    print(f'Wrote {args.out}. To test it: python tools/test.py {written} {written.with_suffix(".pth")}')
+
+
+if __name__ == '__main__':
+    main()
