@@ -1,0 +1,272 @@
+"""How long one forward pass takes: end to end, with computing layers, deployed, and with batch norms folded.
+
+All forms of a model are timed in turns, and each ratio is the median of the ratios within a turn: what disturbs the
+machine for a while disturbs both sides.
+"""
+
+import copy
+import csv
+import io
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+# The seams come before the host libraries.
+import repl_mm.compat  # noqa: F401
+
+# isort: split
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from repl_mm.analysis.complexity import count
+from repl_mm.deploy import RawOutputs, deploy
+
+# What each form is measured against: (as trained, what is left of RepL's own overhead).
+FORMS = {
+    'E2E': (None, None),
+    'E2E, folded': (None, None),
+    'RepL, dynamic': ('E2E', None),
+    'RepL, deployed': ('E2E', 'RepL, dynamic'),
+    'RepL, deployed and folded': ('E2E, folded', 'RepL, dynamic'),
+}
+BACKENDS = ('fp32', 'amp', 'bf16', 'channels-last', 'compile')
+# Published on one A100 by arXiv 2605.19533: (model, backend, batch) -> Table XI, dynamic over deployed.
+TABLE_XI = {
+    ('resnet34', 'fp32', 64): 1.000,
+    ('vit-small', 'fp32', 64): 1.006,
+    ('vit-small', 'fp32', 1): 1.139,
+    ('vit-small', 'amp', 64): 1.020,
+    ('resnet101', 'fp32', 32): 1.013,
+    ('resnet101', 'fp32', 1): 1.104,
+}
+# (model, backend) -> Table XII, E2E over deployed; the batch is that of Table XI.
+TABLE_XII = {
+    ('resnet34', 'fp32'): 1.264,
+    ('resnet34', 'channels-last'): 1.273,
+    ('resnet34', 'channels-last+compile'): 1.290,
+    ('vit-small', 'fp32'): 1.176,
+    ('vit-small', 'amp'): 1.157,
+    ('resnet101', 'fp32'): 1.120,
+}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One form of a model under one backend.
+
+    Attributes:
+        config: Name of the config.
+        sites: How its sites were chosen.
+        backend: What it ran with.
+        batch: Images in a batch.
+        size: Height and width of the images.
+        form: One of ``FORMS``.
+        median_ms: Median time of a forward pass.
+        p90_ms: 90th percentile.
+        images_per_s: By the median.
+        over_e2e: How many times faster than the same without replacement; None for E2E itself.
+        over_dynamic: How many times faster than with computing layers; None before deployment.
+        flop_bound: E2E's operations over this form's, which is all that a machine bound by arithmetic can gain.
+        published_over_e2e: Table XII, where it has the row.
+        published_over_dynamic: Table XI, where it has the row.
+        turns: How often each form was timed.
+    """
+
+    config: str
+    sites: str
+    backend: str
+    batch: int
+    size: str
+    form: str
+    median_ms: float
+    p90_ms: float
+    images_per_s: float
+    over_e2e: float | None
+    over_dynamic: float | None
+    flop_bound: float | None
+    published_over_e2e: float | None
+    published_over_dynamic: float | None
+    turns: int
+
+
+def build_forms(config: Config) -> dict[str, nn.Module]:
+    """All forms of a config's model, with random weights, in eval mode."""
+    plain = copy.deepcopy(config)
+    plain.model.backbone.repl = None
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        e2e, repl = (MODELS.build(c.model).eval() for c in (plain, config))
+    models = (e2e, deploy(e2e, fuse_all=True), repl, deploy(repl), deploy(repl, fuse_all=True))
+    return dict(zip(FORMS, models, strict=True))
+
+
+def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], object]:
+    """A call that runs one forward pass to its end.
+
+    Args:
+        model: A whole model.
+        images: Normalised images on the device that it shall run on.
+        backend: Names out of ``BACKENDS``, joined by ``+``: ``fp32`` is nothing, ``amp`` autocast (float16 on a GPU,
+            bfloat16 on a CPU), ``bf16`` weights and images in bfloat16.
+
+    Raises:
+        ValueError: A backend that does not exist.
+    """
+    names = backend.split('+')
+    if unknown := sorted(set(names) - set(BACKENDS)):
+        raise ValueError(f'unknown backend {", ".join(unknown)}: choose out of {", ".join(BACKENDS)}, joined by +')
+    device = images.device
+    raw = RawOutputs(copy.deepcopy(model)).eval().to(device)
+    if 'bf16' in names:
+        raw, images = raw.bfloat16(), images.bfloat16()
+    if 'channels-last' in names:
+        raw, images = raw.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    if 'compile' in names:
+        raw = torch.compile(raw)
+    half = torch.float16 if device.type == 'cuda' else torch.bfloat16
+
+    def call() -> object:
+        with torch.no_grad(), torch.autocast(device.type, half, enabled='amp' in names):
+            outputs = raw(images)
+        if device.type == 'cuda':
+            torch.cuda.synchronize()
+        return outputs
+
+    return call
+
+
+def time_in_turns(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, list[float]]:
+    """Seconds of each call, all called once in a turn, for at least ten turns and ``seconds``.
+
+    Every other turn goes backwards, so that no call always follows the same one.
+    """
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end, turn = time.perf_counter() + seconds, 0
+    while turn < 10 or time.perf_counter() < end:
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            start = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - start)
+        turn += 1
+    return times
+
+
+def measure(
+    config: Config, *, backend: str, batch: int, size: tuple[int, int], device: torch.device, seconds: float
+) -> list[Latency]:
+    """Time all forms of a config's model; options as in :func:`prepare` and :func:`time_in_turns`.
+
+    Raises:
+        ValueError: The config has no sites.
+    """
+    repl = config.model.backbone.get('repl')
+    if not repl:
+        raise ValueError(
+            f"{config.filename} replaces nothing: give a config with repl=dict(policy='interval', every=4)"
+        )
+    name = next((stem for stem in (config.filename or '').split('/')[-1:]), '').removesuffix('.py')
+    models = build_forms(config)
+    images = torch.randn(batch, 3, *size, device=device)
+    calls = {form: prepare(model, images, backend=backend) for form, model in models.items()}
+    times = time_in_turns(calls, seconds=seconds)
+    plain = copy.deepcopy(config)
+    plain.model.backbone.repl = None
+    flops = [count(c, input_shape=(3, *size)).flops for c in (plain, config)]
+    model = name.split('_')[0].removesuffix('-repl').removesuffix('-p16')
+
+    def ratio(form: str, reference: str | None) -> float | None:
+        if reference is None:
+            return None
+        return statistics.median(a / b for a, b in zip(times[reference], times[form], strict=True))
+
+    rows = []
+    for form, (e2e, dynamic) in FORMS.items():
+        median = statistics.median(times[form])
+        deployed = form == 'RepL, deployed'
+        rows.append(
+            Latency(
+                config=name,
+                sites=' '.join(f'{key}={value}' for key, value in repl.items()),
+                backend=backend,
+                batch=batch,
+                size=f'{size[0]} x {size[1]}',
+                form=form,
+                median_ms=1000 * median,
+                p90_ms=1000 * float(np.quantile(times[form], 0.9)),
+                images_per_s=batch / median,
+                over_e2e=ratio(form, e2e),
+                over_dynamic=ratio(form, dynamic),
+                flop_bound=flops[0] / flops[1] if e2e else None,
+                published_over_e2e=TABLE_XII.get((model, backend)) if deployed and batch > 1 else None,
+                published_over_dynamic=TABLE_XI.get((model, backend, batch)) if deployed else None,
+                turns=len(times[form]),
+            )
+        )
+    return rows
+
+
+def as_csv(rows: Sequence[Latency]) -> str:
+    """All figures, one line per form."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [field.name for field in fields(Latency)], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return buffer.getvalue()
+
+
+def as_markdown(rows: Sequence[Latency], *, conditions: str) -> str:
+    """The figures as a table with the published ones beside them."""
+    head = ['model', 'sites', 'backend', 'batch', 'size', 'form', 'median (ms)', 'p90 (ms)', 'images/s']
+    head += ['over E2E', 'FLOPs allow', 'published', 'over dynamic', 'published']
+    lines = [head, ['---'] * 3 + ['---:'] * 2 + ['---'] + ['---:'] * 8]
+    for row in rows:
+        ratios = (row.over_e2e, row.flop_bound, row.published_over_e2e, row.over_dynamic, row.published_over_dynamic)
+        lines.append(
+            [row.config, row.sites, row.backend, str(row.batch), row.size, row.form]
+            + [f'{row.median_ms:.2f}', f'{row.p90_ms:.2f}', f'{row.images_per_s:.1f}']
+            + ['' if value is None else f'{value:.3f}' for value in ratios]
+        )
+    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return f'{table}\n\n{conditions}\n'
+
+
+def as_png(rows: Sequence[Latency], *, conditions: str) -> bytes:
+    """Speed-ups of the deployed forms as bars, the bound by operations and the published figures as marks."""
+    shown = [row for row in rows if row.form.startswith('RepL, deployed')]
+    figure = Figure(figsize=(11, 1.6 + 0.32 * len(shown)), layout='constrained')
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(shown))
+    for axes, ours, published, title in (
+        (left, 'over_e2e', 'published_over_e2e', 'times faster than E2E'),
+        (right, 'over_dynamic', 'published_over_dynamic', 'times faster than with computing layers'),
+    ):
+        bars = axes.barh(places, [getattr(row, ours) for row in shown], 0.7, color='#c2571a')
+        axes.bar_label(bars, [f'{getattr(row, ours):.3f}' for row in shown], padding=4, fontsize=8)
+        marks = [(at, getattr(row, published)) for at, row in enumerate(shown) if getattr(row, published)]
+        if marks:
+            axes.scatter(*zip(*((x, y) for y, x in marks), strict=True), marker='D', color='#33608f', zorder=3,
+                         label='published, A100')  # fmt: skip
+        axes.axvline(1, color='#555', linewidth=0.8)
+        axes.set(title=title, xlim=(0.9, None))
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.margins(x=0.15)
+    left.scatter([row.flop_bound for row in shown], places, marker='|', s=120, color='#222', label='FLOPs allow')
+    names = [f'{row.config.split("_")[0]}, {row.sites.split()[0].split("=")[1]}, {row.backend}, batch {row.batch}: '
+             f'{row.form.removeprefix("RepL, ")}' for row in shown]  # fmt: skip
+    left.set_yticks(places, names, fontsize=8)
+    left.invert_yaxis()
+    handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+    handles |= dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=2, frameon=False)
+    figure.suptitle(conditions, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=120)
+    return buffer.getvalue()
