@@ -24,6 +24,7 @@ ORDER = [
     'backbones',
     'deploy',
     'export',
+    'quantization',
     'necks',
     'gauges',
     'hooks',

@@ -3,9 +3,8 @@
 python tools/benchmark.py latency configs/classification/resnet101-repl_4xb128-90e_in1k.py --batch-size 1 32 --out look
 """
 
-import platform
+import itertools
 from argparse import ArgumentParser, Namespace
-from datetime import date
 from pathlib import Path
 
 from repl_mm.cli import CfgOptions, explain, friendly, write
@@ -17,8 +16,7 @@ from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from rich.progress import track
 
-from repl_mm import __version__
-from repl_mm.analysis.latency import BACKENDS, as_csv, as_markdown, as_png, measure
+from repl_mm.analysis.latency import BACKENDS, as_csv, as_markdown, as_png, describe, measure
 
 
 def parse_args() -> Namespace:
@@ -34,25 +32,16 @@ def parse_args() -> Namespace:
         default=['fp32'],
         help=f'out of {", ".join(BACKENDS)}; joined by + (default: fp32)',
     )
-    latency.add_argument('--seconds', type=float, default=20, help='time for each row (default: %(default)s)')
     latency.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='(default: %(default)s)'
+        '--policy', nargs='+', choices=['interval', 'budget'], help='how sites are chosen (default: as the configs say)'
     )
+    latency.add_argument('--seconds', type=float, default=20, help='time for each row (default: %(default)s)')
+    latency.add_argument('--device', default=get_device(), help='(default: %(default)s)')
     latency.add_argument('--out', type=Path, required=True, help='folder for latency.csv, latency.md and latency.png')
     latency.add_argument(
         '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the configs'
     )
     return parser.parse_args()
-
-
-def describe(device: torch.device) -> str:
-    """Hardware, versions and date in one line."""
-    if device.type == 'cuda':
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        models = [line.split(':')[1] for line in Path('/proc/cpuinfo').read_text().splitlines() if 'model name' in line]
-        hardware = f'{(models or [platform.processor()])[0].strip()}, {torch.get_num_threads()} threads'
-    return f'{hardware}, torch {torch.__version__}, repl_mm {__version__}, {date.today()}.'
 
 
 @friendly()
@@ -64,10 +53,13 @@ def main() -> None:
     with explain(f'cannot use --device {args.device}'):
         device = torch.zeros(1, device=args.device).device
     configs = []
-    for path in args.configs:
+    for path, policy in itertools.product(args.configs, args.policy or [None]):
         with explain(f'cannot read the config {path}', errors=Exception):
-            configs.append(Config.fromfile(path))
-            configs[-1].merge_from_dict(args.cfg_options or {})
+            config = Config.fromfile(path)
+            config.merge_from_dict(args.cfg_options or {})
+            if policy is not None:
+                config.model.backbone.repl.policy = policy
+        configs.append(config)
     cases = [(c, backend, batch) for c in configs for backend in args.backend for batch in args.batch_size]
     rows = []
     for config, backend, batch in track(cases, 'Measuring: '):

@@ -7,10 +7,12 @@ machine for a while disturbs both sides.
 import copy
 import csv
 import io
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import date
 from pathlib import Path
 
 # The seams come before the host libraries.
@@ -24,6 +26,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from repl_mm import __version__
 from repl_mm.analysis.complexity import count
 from repl_mm.deploy import RawOutputs, deploy
 
@@ -169,10 +172,8 @@ def measure(
     """
     repl = config.model.backbone.get('repl')
     if not repl:
-        raise ValueError(
-            f"{config.filename} replaces nothing: give a config with repl=dict(policy='interval', every=4)"
-        )
-    name = next((stem for stem in (config.filename or '').split('/')[-1:]), '').removesuffix('.py')
+        raise ValueError(f"{config.filename} replaces nothing: give one with repl=dict(policy='interval', every=4)")
+    name = Path(config.filename).stem
     models = build_forms(config)
     images = torch.randn(batch, 3, *size, device=device)
     calls = {form: prepare(model, images, backend=backend) for form, model in models.items()}
@@ -211,6 +212,16 @@ def measure(
             )
         )
     return rows
+
+
+def describe(device: torch.device) -> str:
+    """Hardware, versions and date in one line."""
+    if device.type == 'cuda':
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        models = [line.split(':')[1] for line in Path('/proc/cpuinfo').read_text().splitlines() if 'model name' in line]
+        hardware = f'{(models or [platform.processor()])[0].strip()}, {torch.get_num_threads()} threads'
+    return f'{hardware}, torch {torch.__version__}, repl_mm {__version__}, {date.today()}.'
 
 
 def as_csv(rows: Sequence[Latency]) -> str:
