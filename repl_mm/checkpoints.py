@@ -67,7 +67,7 @@ def load_local(filename: str, map_location: Any = None) -> Mapping[str, Any]:
     except OSError:
         raise
     except Exception as error:  # a damaged file may raise anything
-        if found := re.search(r'Unsupported (?:global: GLOBAL|class|operand) ([\w.]+)', str(error)):
+        if found := re.search(r'Unsupported (?:global: GLOBAL|class) ([\w.]+)', str(error)):
             raise ValueError(
                 f'{filename} was not read, it holds {found[1]} and could run code: get it as weights alone, or, if you '
                 'trust where it comes from, give --trust'

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from repl_mm.layers import ComputingLayer, StaticLayer, fold, is_foldable
 from repl_mm.sites import Site
 
+# What only a deployed checkpoint has in the place of a block.
+DEPLOYED = ('a deployed layer', 'a block with folded norms')
+
 
 def replace_blocks(
     stages: Mapping[str, nn.Module],
@@ -131,13 +134,12 @@ def _check_block(block: nn.Module, name: str, theirs: Mapping[str, Tensor]) -> N
     kind = _kind_of(theirs)
     # A checkpoint that was trained end to end has a whole block where this backbone has a site.
     if missing and not (replaced and kind == 'another block'):
-        if (kind == 'a deployed layer') != isinstance(block, StaticLayer):
+        advice = 'Give the same sites as in the run that wrote the checkpoint'
+        if kind in DEPLOYED or isinstance(block, StaticLayer) or 'conv1.bias' in own:
             advice = (
                 'A deployed checkpoint goes with the config that was written beside it, any other one with the '
                 'config of its training'
             )
-        else:
-            advice = 'Give the same sites as in the run that wrote the checkpoint'
         raise ValueError(
             f'the checkpoint has {kind} at {name}, where this backbone has a {type(block).__name__}: '
             f'{missing[0]} is missing. {advice}'
@@ -156,5 +158,7 @@ def _kind_of(block: Mapping[str, Tensor]) -> str:
         return 'no block'
     if 'alpha' in block:
         return 'a computing layer'
-    # Only a sequence numbers its children.
-    return 'a deployed layer' if any(key.startswith('0.') for key in block) else 'another block'
+    # Only a sequence numbers its children, and the host's convolutions have no bias.
+    if any(key.startswith('0.') for key in block):
+        return DEPLOYED[0]
+    return DEPLOYED[1] if 'conv1.bias' in block else 'another block'

@@ -44,6 +44,8 @@ from repl_mm.deploy import deploy, parity
 from repl_mm.export import OPSET, TOLERANCE, as_onnx, as_torch, check, input_shape, trace
 from repl_mm.replace import computing_layers
 
+# Height and width that the models are compared at: all strides and pyramids divide them.
+SIZES = ((128, 192), (192, 128))
 EXPORTS = {'onnx': ('.onnx', as_onnx), 'torch': ('.pt2', as_torch)}
 
 
@@ -109,7 +111,7 @@ def read_images(config: Config, model: BaseModel) -> Tensor | None:
     except HOST_ERRORS as error:
         print(f'No images of the validation set to check with: {sentence(error)}')
         return None
-    return torch.cat([nn.functional.interpolate(image, (256, 256), mode='bilinear') for image in images])
+    return torch.cat([nn.functional.interpolate(image, SIZES[0], mode='bilinear') for image in images])
 
 
 def check_parity(model: nn.Module, static: nn.Module, images: Tensor | None, *, fuse_all: bool) -> None:
@@ -118,8 +120,8 @@ def check_parity(model: nn.Module, static: nn.Module, images: Tensor | None, *, 
     exact = deploy(copy.deepcopy(model).double(), fuse_all=fuse_all)
     table = Table('Images', 'Height x width', 'float64', 'float32', title='Relative difference from the trained model')
     equal = True
-    for name, batch in (('random', torch.randn(2, 3, 256, 256)), ('validation set', images)):
-        for size in ((256, 256), (192, 320)) if batch is not None else ():
+    for name, batch in (('random', torch.randn(2, 3, *SIZES[0])), ('validation set', images)):
+        for size in SIZES if batch is not None else ():
             resized = nn.functional.interpolate(batch, size, mode='bilinear')
             double, single = parity(exact, model, resized.double()), parity(static, model, resized)
             equal &= double <= 1e-10 and single <= 1e-5  # false for NaN too
@@ -187,7 +189,7 @@ def main() -> None:
         write(path.with_suffix('.pth'), buffer.getvalue())
         write(path.with_suffix('.safetensors'), as_safetensors(static.state_dict(), meta=meta))
         if args.format:
-            write_exports(static, path, args, size=(256, 256))
+            write_exports(static, path, args, size=SIZES[0])
     written = args.out / path.name
     print(f'Wrote {args.out}. To test it: python tools/test.py {written} {written.with_suffix(".pth")}')
 
