@@ -50,13 +50,13 @@ class ComputingEncoderLayer(ComputingLayer):
         """The synthesised bias of the projection, shape (D,)."""
         raise NotImplementedError
 
-    def _fused_mlp(self) -> list[tuple[Tensor, Tensor]]:
+    def mlp_weights(self) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of both linear layers, shapes (F, D), (F,), (D, F), (D,)."""
         pairs = zip(_mlp(self.prev), _mlp(self.next), strict=True)
         return [(average_normalised(p.weight, n.weight), average(p.bias, n.bias)) for p, n in pairs]
 
     def _mlp(self, x: Tensor) -> Tensor:
-        fc1, fc2 = self._fused_mlp()
+        fc1, fc2 = self.mlp_weights()
         x = F.linear(_frozen_norm(self.prev.ln2, x), *fc1)  # (N, T, F)
         return F.linear(F.gelu(x), *fc2)
 
@@ -64,7 +64,7 @@ class ComputingEncoderLayer(ComputingLayer):
     def fuse(self) -> StaticLayer:
         static = StaticLayer(self._static_projection())
         if self.mlp_fusion:
-            fc1, fc2 = (static_linear(*pair) for pair in self._fused_mlp())
+            fc1, fc2 = (static_linear(*pair) for pair in self.mlp_weights())
             static.append(Residual(nn.Sequential(copy.deepcopy(self.prev.ln2), fc1, nn.GELU(), fc2)))
         return static
 
