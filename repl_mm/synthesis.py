@@ -38,8 +38,8 @@ class _Mix(torch.autograd.Function):
         scale_shape = grad.shape[: ctx.axes] + (1,) * (grad.dim() - ctx.axes)
 
         def contract(source: Tensor) -> Tensor:
-            # vecdot is a matrix product, which autocast would run in half precision.
-            with torch.autocast(grad.device.type, enabled=False):
+            # vecdot is a matrix product, which autocast would run in half precision; it knows no meta device.
+            with torch.autocast('cpu' if grad.is_meta else grad.device.type, enabled=False):
                 return torch.linalg.vecdot(grad.flatten(ctx.axes), source.flatten(ctx.axes)).view(scale_shape)
 
         grad_a = contract(prev) if ctx.needs_input_grad[0] else None
