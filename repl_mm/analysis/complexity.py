@@ -32,7 +32,7 @@ class Complexity:
     flops: int
 
 
-class _RealLinspace(TorchFunctionMode):
+class RealLinspace(TorchFunctionMode):
     """Keeps ``torch.linspace`` on the CPU: the host libraries read stochastic depth's rates off it as numbers."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -47,7 +47,7 @@ def count(config: Config, *, input_shape: Sequence[int]) -> Complexity:
 
     Nothing is loaded or initialised, and no memory is taken: parameters and images are tensors without data.
     """
-    with DefaultScope.overwrite_default_scope(config.get('default_scope')), torch.device('meta'), _RealLinspace():
+    with DefaultScope.overwrite_default_scope(config.get('default_scope')), torch.device('meta'), RealLinspace():
         model = MODELS.build(config.model)
     parameters = list(model.parameters())
     sizes = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

@@ -6,14 +6,12 @@ Shapes:
     F      hidden width of the MLP
 """
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repl_mm.layers.base import ComputingLayer, require_shape
-from repl_mm.layers.static import Residual, StaticLayer, static_linear
+from repl_mm.layers.static import Residual, StaticLayer, static_layer_norm, static_linear
 from repl_mm.synthesis import average, average_normalised, mix, mix_heads
 
 
@@ -65,7 +63,7 @@ class ComputingEncoderLayer(ComputingLayer):
         static = StaticLayer(self._static_projection())
         if self.mlp_fusion:
             fc1, fc2 = (static_linear(*pair) for pair in self.mlp_weights())
-            static.append(Residual(nn.Sequential(copy.deepcopy(self.prev.ln2), fc1, nn.GELU(), fc2)))
+            static.append(Residual(nn.Sequential(static_layer_norm(self.prev.ln2), fc1, nn.GELU(), fc2)))
         return static
 
 
@@ -130,7 +128,7 @@ class HeadwiseEncoderLayer(ComputingEncoderLayer):
         return F.linear(_frozen_norm(self.prev.ln1, x), self.weight(), self.bias())
 
     def _static_projection(self) -> nn.Module:
-        return Residual(nn.Sequential(copy.deepcopy(self.prev.ln1), static_linear(self.weight(), self.bias())))
+        return Residual(nn.Sequential(static_layer_norm(self.prev.ln1), static_linear(self.weight(), self.bias())))
 
 
 def _mlp(block: nn.Module) -> tuple[nn.Linear, nn.Linear]:

@@ -40,6 +40,11 @@ def static_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return _with_tensors(nn.Linear(weight.size(1), weight.size(0), device='meta'), weight, bias)
 
 
+def static_layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    """A copy of a layer norm."""
+    return _with_tensors(nn.LayerNorm(norm.normalized_shape, norm.eps, device='meta'), norm.weight, norm.bias)
+
+
 def _with_tensors(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     module.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
