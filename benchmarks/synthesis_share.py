@@ -2,8 +2,7 @@
 
     python benchmarks/synthesis_share.py configs/classification/resnet101-repl_4xb128-90e_in1k.py --backend fp32 amp
 
-With a share s, the dynamic network cannot take longer than 1 / (1 - s) times the deployed one, but for the norms that are
-folded besides.
+With a share s, the dynamic network takes no longer than 1 / (1 - s) times the deployed one, but for the folded norms.
 """
 
 from argparse import ArgumentParser

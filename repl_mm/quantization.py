@@ -17,6 +17,7 @@ import repl_mm.compat  # noqa: F401
 import onnx
 import onnxruntime
 import torch
+from mmpretrain.models.backbones import VisionTransformer
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 from torch.export import Dim
@@ -27,7 +28,6 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 
-from repl_mm.backbones import ReplViT
 from repl_mm.export import as_onnx, trace
 
 
@@ -52,7 +52,7 @@ def quantize(model: nn.Module, calibration: Sequence[Tensor]) -> nn.Module:
         calibration: Batches of normalised images, shape (N, 3, H, W) with N > 1.
     """
     model = copy.deepcopy(model)
-    if isinstance(model.backbone, ReplViT):
+    if isinstance(model.backbone, VisionTransformer):
         quantize_(model, Int8DynamicActivationInt8WeightConfig())
     else:
         model.backbone = GraphBackbone(_static_graph(model.backbone, calibration))
@@ -76,7 +76,7 @@ def _static_graph(backbone: nn.Module, calibration: Sequence[Tensor]) -> nn.Modu
 @torch.no_grad()
 def quantize_onnx(model: nn.Module, calibration: Sequence[Tensor]) -> nn.Module:
     """A copy of a deployed model whose backbone runs in INT8 by onnxruntime; arguments as in :func:`quantize`."""
-    dynamic = isinstance(model.backbone, ReplViT)
+    dynamic = isinstance(model.backbone, VisionTransformer)
     content = as_onnx(trace(copy.deepcopy(model.backbone).cpu(), calibration[0].shape[2:]))
     with tempfile.TemporaryDirectory() as folder:
         plain, quantized = Path(folder, 'plain.onnx'), Path(folder, 'int8.onnx')

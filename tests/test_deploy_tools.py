@@ -322,12 +322,13 @@ def test_a_backend_that_does_nothing_is_an_error(monkeypatch):
         quantize(static, calibration(1))
 
 
-def test_quantize_tool_scores_a_run(trained, tmp_path):
-    """FP32 is what tools/test.py says; all forms are scored."""
+@pytest.mark.parametrize('text', [REPL, CLASSIFIER])
+def test_quantize_tool_scores_a_run(text, tmp_path):
+    """FP32 is what tools/test.py says; all forms are scored, of RepL and of the host's own backbone."""
     folder = tmp_path / 'run'
     folder.mkdir()
-    (folder / 'net.py').write_text(REPL)
-    (folder / 'epoch_1.pth').write_bytes((trained / 'net.pth').read_bytes())
+    (folder / 'net.py').write_text(text)
+    torch.save(build(Config.fromfile(folder / 'net.py')).state_dict(), folder / 'epoch_1.pth')
     (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
     code, stderr = run('quantize.py', folder, '--out', tmp_path / 'out', '--calibration', '40')
     assert code == 0, stderr

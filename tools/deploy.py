@@ -6,6 +6,7 @@ Nothing is written unless the static model gives the same outputs as the trained
 import copy
 import os
 import shutil
+import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -189,7 +190,8 @@ def main() -> None:
         write(path.with_suffix('.pth'), buffer.getvalue())
         write(path.with_suffix('.safetensors'), as_safetensors(static.state_dict(), meta=meta))
         if args.format:
-            write_exports(static, path, args, size=SIZES[0])
+            with warnings.catch_warnings(action='ignore'):  # torch's of itself
+                write_exports(static, path, args, size=SIZES[0])
     written = args.out / path.name
     print(f'Wrote {args.out}. To test it: python tools/test.py {written} {written.with_suffix(".pth")}')
 

@@ -18,8 +18,10 @@ from torch import Tensor
 from repl_mm.analysis.compare import METRICS
 from repl_mm.analysis.latency import describe, time_in_turns
 from repl_mm.analysis.runs import find_config, name_runs
+from repl_mm.backbones import ReplMixin
 from repl_mm.deploy import RawOutputs, deploy
 from repl_mm.quantization import quantize, quantize_onnx
+from repl_mm.replace import fold_norms
 
 FORMS = ('FP32', 'INT8, torchao', 'INT8, onnxruntime')
 BATCH = 16
@@ -48,7 +50,10 @@ def load_run(folder: Path) -> Runner:
     config.update(load_from=None, resume=False)
     runner = build_runner(config, loops=['test'])
     require_fit(runner.model, read_checkpoint(path), source=path)
-    runner.model = deploy(runner.model, fuse_all=True)
+    if isinstance(runner.model.backbone, ReplMixin):
+        runner.model = deploy(runner.model, fuse_all=True)
+    else:  # the host's own, of an E2E run
+        fold_norms(runner.model.eval().backbone)
     return runner
 
 
