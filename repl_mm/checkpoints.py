@@ -1,16 +1,20 @@
 """Checkpoint files: read without running what they hold.
 
-A pickle can run any code when it is read. From here on mmengine reads local files by torch's restricted unpickler, with
-a list of what its own checkpoints hold besides tensors; and it reads ``.safetensors``, which can hold nothing else.
+A pickle can run any code when it is read. From here on mmengine reads files and downloads by torch's restricted
+unpickler, with a list of what its own checkpoints hold besides tensors; and it reads ``.safetensors``, which can hold
+nothing else. torch's variable ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` (the tools' ``--trust``) lifts the restriction.
 """
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
+import mmengine.runner.checkpoint
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
@@ -39,11 +43,46 @@ SAFE_GLOBALS = [
 ]
 
 
+# What torch says of a name that it does not let through.
+REFUSED = re.compile(r'(?:[Uu]nsupported global: GLOBAL|[Uu]nsupported GLOBAL|Unsupported class) ([\w.]+)')
+
+
+@contextmanager
+def _restricted(source: str) -> Iterator[None]:
+    """Let torch load what is on the list, and say of anything else what it is."""
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            yield
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        if found := REFUSED.search(str(error)):
+            raise ValueError(
+                f'{source} was not read, it holds {found[1]} and could run code: get it as weights alone, or, if you '
+                'trust where it comes from, give --trust'
+            ) from error
+        raise ValueError(f'{source} is not a checkpoint or is damaged: give one that training has written') from error
+
+
+def _load(file: str | IO[bytes], map_location: Any = None, weights_only: None = None) -> Mapping[str, Any]:
+    with _restricted(str(file)):
+        return torch.load(file, map_location=map_location)
+
+
+def _load_url(url: str, **kwargs: Any) -> Mapping[str, Any]:
+    with _restricted(url):
+        trusted = os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') == '1'
+        return torch.hub.load_state_dict_from_url(url, weights_only=not trusted, **kwargs)
+
+
+# All of mmengine's loaders end in one of these two.
+mmengine.runner.checkpoint._safe_torch_load = _load
+mmengine.runner.checkpoint.load_url = _load_url
+
+
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_local(filename: str, map_location: Any = None) -> Mapping[str, Any]:
     """Read a checkpoint from a local file.
-
-    torch's variable ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` (the tools' ``--trust``) lifts the restriction.
 
     Args:
         filename: A ``.safetensors`` file, or one that torch has written.
@@ -56,25 +95,12 @@ def load_local(filename: str, map_location: Any = None) -> Mapping[str, Any]:
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'there is no file {filename}')
-    try:
-        if path.suffix == '.safetensors':
-            with safe_open(path, framework='pt', device=str(map_location or 'cpu')) as file:
-                metadata = file.metadata() or {}
-                state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
-            return {'state_dict': state_dict, 'meta': json.loads(metadata.get('meta', '{}'))}
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            return torch.load(path, map_location=map_location)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file may raise anything
-        if found := re.search(r'Unsupported (?:global: GLOBAL|class) ([\w.]+)', str(error)):
-            raise ValueError(
-                f'{filename} was not read, it holds {found[1]} and could run code: get it as weights alone, or, if you '
-                'trust where it comes from, give --trust'
-            ) from error
-        raise ValueError(
-            f'{filename} is not a checkpoint or is damaged: give a file that training has written'
-        ) from error
+    if path.suffix != '.safetensors':
+        return _load(str(path), map_location)
+    with _restricted(filename), safe_open(path, framework='pt', device=str(map_location or 'cpu')) as file:
+        metadata = file.metadata() or {}
+        state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+        return {'state_dict': state_dict, 'meta': json.loads(metadata.get('meta', '{}'))}
 
 
 def as_safetensors(state_dict: Mapping[str, Tensor], *, meta: Mapping[str, Any]) -> bytes:

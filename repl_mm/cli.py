@@ -265,7 +265,8 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
         raise
     except Exception as error:  # from wherever else mmengine loads
         raise ValueError(f'cannot read the checkpoint {path}: {sentence(error)}') from error
-    if not isinstance(checkpoint, Mapping):
+    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise ValueError(f'{path} is not a checkpoint: give a .pth file that training has written')
     return checkpoint
 
@@ -276,16 +277,26 @@ def require_fit(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str)
     Raises:
         ValueError: Keys are missing or left over, or tensors have another shape.
     """
-    state_dict: Mapping[str, Tensor] = checkpoint.get('state_dict', checkpoint)
-    state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    problems: dict[str, Sequence[str]] = {}
+    given: Mapping[str, Tensor] = checkpoint.get('state_dict', checkpoint)
+    state_dict = {key.removeprefix('module.'): value for key, value in given.items()}
     while hasattr(model, 'module'):  # of a distributed run, of test-time augmentation
         model = model.module
+    own = model.state_dict()
+    problems: dict[str, Sequence[str]] = {
+        'given twice': [
+            key for key in given if key != key.removeprefix('module.') and key.removeprefix('module.') in given
+        ],
+        'no numbers of the right kind': [k for k, v in state_dict.items() if k in own and not _is_like(v, own[k])],
+    }
     try:
         problems['missing'], problems['left over'] = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
         keys = re.findall(r'(?:size mismatch for|parameter named) "?([\w.]+)', str(error))
         problems['of another shape'] = keys or [sentence(error)]
+    # One fault, one name.
+    problems['of another shape'] = sorted(
+        set(problems.get('of another shape', ())) - set(problems['no numbers of the right kind'])
+    )
     counts = [
         f'{len(keys)} {what} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
         for what, keys in problems.items()
@@ -296,3 +307,10 @@ def require_fit(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str)
             f'the checkpoint {source} does not fit the model, of its keys are {" and ".join(counts)}: '
             'give the config that it was trained with'
         )
+
+
+def _is_like(value: Any, own: Tensor) -> bool:
+    """Whether a value from a file can stand for a tensor of a model; loading would round integers and drop parts."""
+    if not isinstance(value, Tensor) or value.layout != own.layout or value.is_meta:
+        return False
+    return value.is_floating_point() == own.is_floating_point() and value.is_complex() == own.is_complex()

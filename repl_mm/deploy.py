@@ -20,7 +20,7 @@ def deploy(model: nn.Module, *, fuse_all: bool = False) -> nn.Module:
     Raises:
         ValueError: There is no such backbone, or a computing layer lost its neighbours.
     """
-    static = copy.deepcopy(model).eval()
+    static = copy.deepcopy(model)
     backbones = [module for module in static.modules() if isinstance(module, ReplMixin)]
     if not backbones:
         raise ValueError(
@@ -28,7 +28,7 @@ def deploy(model: nn.Module, *, fuse_all: bool = False) -> nn.Module:
         )
     for backbone in backbones:
         backbone.switch_to_deploy(fuse_all=fuse_all)
-    return static
+    return static.eval()
 
 
 def relative_difference(ours: object, reference: object) -> float:
@@ -70,6 +70,14 @@ class RawOutputs(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(tree_leaves(self.model(images, **self.options)))
+
+    def names(self, number: int) -> list[str]:
+        """What the outputs are called in an exported graph."""
+        if hasattr(self.model, 'bbox_head'):
+            return [f'{kind}_{level}' for kind in ('class_logits', 'box_deltas') for level in range(number // 2)]
+        if self.options:
+            return ['logits'] if number == 1 else [f'logits_{i}' for i in range(number)]
+        return [f'features_{i}' for i in range(number)]
 
 
 def _tensors(nested: object) -> Iterable[Tensor]:

@@ -1,8 +1,10 @@
 """Exports of a deployed model: a torch program or an ONNX graph, from normalised images to the heads' raw outputs."""
 
+import re
 from collections.abc import Sequence
 from io import BytesIO
 
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from repl_mm.deploy import RawOutputs, relative_difference
 
 # What the dynamo exporter writes without conversion.
 OPSET = 18
+AXES = ('batch', 'channels', 'height', 'width')
 # Kernels of other libraries sum in another order.
 TOLERANCE = 1e-4
 
@@ -41,8 +44,7 @@ def input_shape(program: ExportedProgram) -> tuple[int | str, ...]:
     """Shape (N, C, H, W) of a program's images, free axes by name."""
     [name] = program.graph_signature.user_inputs
     [images] = [node for node in program.graph.nodes if node.op == 'placeholder' and node.name == name]
-    names = ('batch', 'channels', 'height', 'width')
-    shape = zip(images.meta['val'].shape, names, strict=True)
+    shape = zip(images.meta['val'].shape, AXES, strict=True)
     return tuple(size if isinstance(size, int) else name for size, name in shape)
 
 
@@ -53,10 +55,29 @@ def as_torch(program: ExportedProgram) -> bytes:
     return buffer.getvalue()
 
 
-def as_onnx(program: ExportedProgram) -> bytes:
-    """An ``.onnx`` file of opset ``OPSET``; its input is ``images``."""
-    graph = torch.onnx.export(program, dynamo=True, opset_version=OPSET, input_names=['images'], verbose=False)
-    return graph.model_proto.SerializeToString()
+def as_onnx(program: ExportedProgram, *, model: nn.Module) -> bytes:
+    """An ``.onnx`` file of opset ``OPSET``; its input is ``images``, its outputs are called as the model's."""
+    number = len(program.graph_signature.user_outputs)
+    graph = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=['images'],
+        output_names=RawOutputs(model).names(number),
+        verbose=False,
+    ).model_proto
+    _name_axes(graph.graph)
+    return graph.SerializeToString()
+
+
+def _name_axes(graph: onnx.GraphProto) -> None:
+    """Call the free axes by names instead of torch's symbols."""
+    [images] = graph.input
+    names = {axis.dim_param: name for axis, name in zip(images.type.tensor_type.shape.dim, AXES, strict=True)}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = re.sub(r'\bs\d+\b', lambda symbol: names.get(symbol[0], symbol[0]), axis.dim_param)
 
 
 def run_torch(content: bytes, images: Tensor) -> list[Tensor]:

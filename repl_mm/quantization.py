@@ -77,7 +77,8 @@ def _static_graph(backbone: nn.Module, calibration: Sequence[Tensor]) -> nn.Modu
 def quantize_onnx(model: nn.Module, calibration: Sequence[Tensor]) -> nn.Module:
     """A copy of a deployed model whose backbone runs in INT8 by onnxruntime; arguments as in :func:`quantize`."""
     dynamic = isinstance(model.backbone, VisionTransformer)
-    content = as_onnx(trace(copy.deepcopy(model.backbone).cpu(), calibration[0].shape[2:]))
+    backbone = copy.deepcopy(model.backbone).cpu()
+    content = as_onnx(trace(backbone, calibration[0].shape[2:]), model=backbone)
     with tempfile.TemporaryDirectory() as folder:
         plain, quantized = Path(folder, 'plain.onnx'), Path(folder, 'int8.onnx')
         plain.write_bytes(content)

@@ -29,6 +29,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 import repl_mm.quantization
+from repl_mm.checkpoints import load_local
 from repl_mm.deploy import RawOutputs, deploy, relative_difference
 from repl_mm.export import OPSET, as_onnx, as_torch, check, input_shape, run_onnx, trace
 from repl_mm.layers import ComputingBasicBlock
@@ -59,7 +60,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('deploy')
     (folder / 'net.py').write_text(REPL)
     model = build(Config.fromfile(folder / 'net.py'))
-    meta = {'dataset_meta': {'classes': ('0', '1')}}
+    meta = {'dataset_meta': {'classes': ('0', '1'), 'palette': np.array([[1, 2]])}}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, folder / 'net.pth')
     return folder
 
@@ -111,13 +112,20 @@ def test_exports_equal_the_dynamic_model(name):
     static = deploy(model)
     program = trace(static, (256, 256))
     assert input_shape(program) == ('batch', 3, 'height', 'width')
-    files = {'onnx': as_onnx(program), 'torch': as_torch(program)}
+    files = {'onnx': as_onnx(program, model=static), 'torch': as_torch(program)}
     for form, content in files.items():
         # The reference is the model before deployment.
         assert check(model, program, content, form=form) <= 1e-5
     graph = onnx.load_from_string(files['onnx'])
     assert [(opset.domain, opset.version) for opset in graph.opset_import if opset.domain == ''] == [('', OPSET)]
     assert [node.name for node in graph.graph.input] == ['images']
+    names = [node.name for node in graph.graph.output]
+    levels = range(len(names) // 2)
+    expected = [f'class_logits_{i}' for i in levels] + [f'box_deltas_{i}' for i in levels]
+    assert names == (expected if 'retina' in name else ['logits'])
+    axes = [axis.dim_param or axis.dim_value for axis in graph.graph.input[0].type.tensor_type.shape.dim]
+    assert axes == ['batch', 3, 'height', 'width']
+    assert graph.graph.output[0].type.tensor_type.shape.dim[0].dim_param == 'batch'
 
 
 def test_a_size_that_the_model_fixes_stays_fixed():
@@ -125,7 +133,7 @@ def test_a_size_that_the_model_fixes_stays_fixed():
     static = deploy(demo('vit-tiny-repl'))
     program = trace(static, (32, 32))
     assert input_shape(program) == ('batch', 3, 32, 32)
-    content = as_onnx(program)
+    content = as_onnx(program, model=static)
     images = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
         assert relative_difference(run_onnx(content, images), static(images, mode='tensor')) <= 1e-5
@@ -134,7 +142,7 @@ def test_a_size_that_the_model_fixes_stays_fixed():
 def test_a_backbone_is_exported_alone():
     backbone = deploy(demo('retinanet_r34-repl_fpn')).backbone
     program = trace(backbone, (128, 160))
-    assert check(backbone, program, as_onnx(program), form='onnx') <= 1e-5
+    assert check(backbone, program, as_onnx(program, model=backbone), form='onnx') <= 1e-5
 
 
 def test_check_sees_another_network():
@@ -165,9 +173,9 @@ def test_tool_writes_what_scores_the_same(trained, tmp_path):
             assert torch.equal(one['pred_label'], other['pred_label'])
             torch.testing.assert_close(one['pred_score'], other['pred_score'], rtol=1e-4, atol=1e-6)
     content = torch.load(out / 'net_deployed.pth', weights_only=True)
-    assert content['meta']['dataset_meta'] == {'classes': ('0', '1')}
+    assert content['meta']['dataset_meta'] == {'classes': ['0', '1'], 'palette': [[1, 2]]}
     model = build(Config.fromfile(trained / 'net.py'))
-    model.load_state_dict(torch.load(trained / 'net.pth', weights_only=True)['state_dict'])
+    model.load_state_dict(load_local(str(trained / 'net.pth'))['state_dict'])
     expected = deploy(model, fuse_all=True).state_dict()
     assert all(torch.equal(content['state_dict'][key], value) for key, value in expected.items())
     # What is deployed is not deployed again, by config or by checkpoint.
@@ -201,9 +209,17 @@ def test_tool_takes_the_average_unless_told_otherwise(flag, trained, tmp_path):
 
 def bad(change) -> callable:
     def make(trained: Path, folder: Path) -> list[object]:
-        checkpoint = torch.load(trained / 'net.pth', weights_only=True)
+        checkpoint = load_local(str(trained / 'net.pth'))
         change(checkpoint['state_dict'])
         torch.save(checkpoint, folder / 'bad.pth')
+        return [trained / 'net.py', folder / 'bad.pth', folder / 'out']
+
+    return make
+
+
+def bad_file(content: object) -> callable:
+    def make(trained: Path, folder: Path) -> list[object]:
+        torch.save(content, folder / 'bad.pth')
         return [trained / 'net.py', folder / 'bad.pth', folder / 'out']
 
     return make
@@ -237,9 +253,20 @@ BAD = [
     (bad(lambda w: w.pop('backbone.layer1.0.conv1.weight')), 'where this backbone has a BasicBlock'),
     (bad(lambda w: w.pop('head.fc.weight')), r'1 missing (head.fc.weight)'),
     (pickled, 'is not a checkpoint or is damaged'),
-    (without_sites, 'has no computing layers: give --fuse-all'),
+    (bad_file({'state_dict': [1]}), 'is not a checkpoint'),
+    (bad_file([1]), 'is not a checkpoint'),
+    (
+        bad_file({'state_dict': {'head.fc.weight': 'text'}, 'meta': None}),
+        'no numbers of the right kind (head.fc.weight)',
+    ),
+    (bad_file({3: torch.ones(1)}), 'is not a checkpoint'),
+    (bad(lambda w: w.update({'head.fc.bias': torch.ones(10).int()})), 'no numbers of the right kind (head.fc.bias)'),
+    (bad(lambda w: w.update({'head.fc.bias': torch.ones(10) * 1j})), 'no numbers of the right kind (head.fc.bias)'),
+    (bad(lambda w: w.update({'module.head.fc.bias': torch.ones(10)})), '1 given twice (module.head.fc.bias)'),
+    (bad(lambda w: w['backbone.bn1.running_var'].fill_(-1)), 'the trained model itself gives NaN'),
+    (without_sites, 'has no computing layers, there is nothing to deploy'),
     (taken, 'out is there already: give a new folder'),
-    (under_a_file, 'Not a directory'),
+    (under_a_file, 'File exists'),
 ]
 
 

@@ -43,6 +43,8 @@ def test_ratios_are_medians_within_turns(monkeypatch):
     deployed = rows['RepL, deployed']
     for found, reference in ((deployed.over_e2e, 'E2E'), (deployed.over_dynamic, 'RepL, dynamic')):
         assert found == pytest.approx(np.median(np.divide(times[reference], times['RepL, deployed'])))
+    pairs = np.divide(times['E2E'], times['RepL, deployed'])
+    assert deployed.over_e2e_quartiles == pytest.approx(tuple(np.quantile(pairs, (0.25, 0.75))))
     folded = rows['RepL, deployed and folded']
     assert folded.over_e2e == pytest.approx(
         np.median(np.divide(times['E2E, folded'], times['RepL, deployed and folded']))
@@ -113,7 +115,7 @@ def test_tables_and_picture_hold_every_row():
     assert float(table[3]['over_e2e']) == rows[3].over_e2e
     lines = as_markdown(rows, conditions='Here and now.').splitlines()
     assert len(lines) == 2 + len(rows) + 2
-    assert {line.count('|') for line in lines[: 2 + len(rows)]} == {15}
+    assert {line.count('|') for line in lines[: 2 + len(rows)]} == {16}
     assert as_png(rows, conditions='Here and now.').startswith(b'\x89PNG')
 
 

@@ -7,16 +7,16 @@ import itertools
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from repl_mm.cli import CfgOptions, explain, friendly, write
+from repl_mm.cli import CfgOptions, explain, friendly, load_scoped_config, write
 
 # isort: split
 import torch
-from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
+from rich.console import Console
 from rich.progress import track
 
-from repl_mm.analysis.latency import BACKENDS, as_csv, as_markdown, as_png, describe, measure
+from repl_mm.analysis.latency import BACKENDS, as_csv, as_markdown, as_png, as_table, check_backends, describe, measure
 
 
 def parse_args() -> Namespace:
@@ -41,6 +41,7 @@ def parse_args() -> Namespace:
     latency.add_argument(
         '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the configs'
     )
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
 
 
@@ -49,28 +50,32 @@ def main() -> None:
     args = parse_args()
     if min(*args.batch_size, *args.size) < 1:
         raise ValueError('--batch-size and --size are at least 1')
+    if not 0 <= args.seconds <= 3600:
+        raise ValueError(f'--seconds is from 0 to 3600, got {args.seconds}')
+    check_backends(args.backend)
     MMLogger.get_instance('mmengine', log_level='WARNING')
     with explain(f'cannot use --device {args.device}'):
         device = torch.zeros(1, device=args.device).device
     configs = []
     for path, policy in itertools.product(args.configs, args.policy or [None]):
-        with explain(f'cannot read the config {path}', errors=Exception):
-            config = Config.fromfile(path)
-            config.merge_from_dict(args.cfg_options or {})
-            if policy is not None:
+        config = load_scoped_config(Namespace(**vars(args), config=path), sections=('model',))
+        if policy is not None:
+            with explain(f'cannot set the policy of {path}'):
                 config.model.backbone.repl.policy = policy
         configs.append(config)
     cases = [(c, backend, batch) for c in configs for backend in args.backend for batch in args.batch_size]
     rows = []
     for config, backend, batch in track(cases, 'Measuring: '):
-        rows += measure(
-            config, backend=backend, batch=batch, size=tuple(args.size), device=device, seconds=args.seconds
-        )
+        with explain(f'cannot measure {config.filename}'):
+            rows += measure(
+                config, backend=backend, batch=batch, size=tuple(args.size), device=device, seconds=args.seconds
+            )
         write(args.out / 'latency.csv', as_csv(rows).encode())
     conditions = describe(device)
     write(args.out / 'latency.md', as_markdown(rows, conditions=conditions).encode())
     write(args.out / 'latency.png', as_png(rows, conditions=conditions))
-    print(as_markdown(rows, conditions=conditions))
+    Console().print(as_table(rows))
+    print(conditions)
     print(f'Wrote latency.csv, latency.md and latency.png to {args.out}')
 
 

@@ -4,8 +4,11 @@ Nothing is written unless the static model gives the same outputs as the trained
 """
 
 import copy
+import json
+import math
 import os
 import shutil
+import tempfile
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
@@ -36,6 +39,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -47,7 +51,9 @@ from repl_mm.replace import computing_layers
 
 # Height and width that the models are compared at: all strides and pyramids divide them.
 SIZES = ((128, 192), (192, 128))
-EXPORTS = {'onnx': ('.onnx', as_onnx), 'torch': ('.pt2', as_torch)}
+# Pixels up to which an image of the validation set is also compared as it is; in float64 large ones take minutes.
+LARGEST = 512 * 512
+EXPORTS = {'onnx': '.onnx', 'torch': '.pt2'}
 
 
 def parse_args() -> Namespace:
@@ -73,7 +79,7 @@ def pick_weights(checkpoint: Mapping[str, Any], *, ema: bool) -> dict[str, Tenso
     """The moving average of the weights, or the weights that the optimizer had."""
     weights = dict(checkpoint.get('state_dict', checkpoint))
     averaged = checkpoint.get('ema_state_dict')
-    if averaged is None:
+    if not isinstance(averaged, Mapping):
         return weights
     # mmengine exchanges the two when it saves: the average is in `state_dict`.
     if not ema:
@@ -89,44 +95,59 @@ def load_model(config: Config, args: Namespace) -> tuple[BaseModel, dict[str, An
         raise ValueError(f'{args.config} is deployed already: give the config of the training')
     checkpoint = read_checkpoint(args.checkpoint)
     weights = pick_weights(checkpoint, ema=not args.no_ema)
-    broken = [key for key, value in weights.items() if isinstance(value, Tensor) and not value.isfinite().all()]
+    model = build_model(config)
+    require_fit(model, {'state_dict': weights}, source=args.checkpoint)
+    broken = [key for key, value in weights.items() if not value.double().isfinite().all()]
     if broken:
         raise ValueError(
             f'{args.checkpoint} holds NaN or infinite values in {", ".join(broken[:3])}'
             f'{", ..." if broken[3:] else ""}: give a checkpoint from before the training diverged'
         )
-    model = build_model(config)
-    require_fit(model, {'state_dict': weights}, source=args.checkpoint)
     if not computing_layers(model) and not args.fuse_all:
-        raise ValueError(f'the model of {args.config} has no computing layers: give --fuse-all to fold its batch norms')
-    dataset_meta = checkpoint.get('meta', {}).get('dataset_meta')
-    return model.eval(), {'repl_mm': __version__} | ({'dataset_meta': dict(dataset_meta)} if dataset_meta else {})
+        raise ValueError(
+            f'the model of {args.config} has no computing layers, there is nothing to deploy; --fuse-all folds batch '
+            'norms, where there are any'
+        )
+    return model.eval(), {'repl_mm': __version__} | plain_meta(checkpoint)
 
 
-def read_images(config: Config, model: BaseModel) -> Tensor | None:
-    """Two images of the validation set as the model takes them, or None where the data is not there."""
+def plain_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the data set, as plain values that any loader reads."""
+    meta = checkpoint.get('meta')
+    dataset_meta = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    if not dataset_meta:
+        return {}
+    return {'dataset_meta': json.loads(json.dumps(dataset_meta, default=lambda v: getattr(v, 'tolist', v.__str__)()))}
+
+
+def read_images(config: Config, model: BaseModel) -> list[Tensor]:
+    """Two images of the validation set as the model takes them, or none where the data is not there."""
     try:
         dataset = DATASETS.build((config.get('val_dataloader') or config.test_dataloader).dataset)
         batches = [pseudo_collate([dataset[index]]) for index in (0, len(dataset) - 1)]
-        images = [model.data_preprocessor(batch, False)['inputs'] for batch in batches]
+        return [model.data_preprocessor(batch, False)['inputs'] for batch in batches]
     except HOST_ERRORS as error:
         print(f'No images of the validation set to check with: {sentence(error)}')
-        return None
-    return torch.cat([nn.functional.interpolate(image, SIZES[0], mode='bilinear') for image in images])
+        return []
 
 
-def check_parity(model: nn.Module, static: nn.Module, images: Tensor | None, *, fuse_all: bool) -> None:
+def check_parity(model: nn.Module, static: nn.Module, images: list[Tensor], *, fuse_all: bool) -> None:
     """Show the differences; raise ValueError where they are more than rounding."""
     # In float64 only an error can be seen, in float32 also what rounding does to the weights that are written.
     exact = deploy(copy.deepcopy(model).double(), fuse_all=fuse_all)
+    batches = [('random', torch.randn(2, 3, *size)) for size in SIZES]
+    for size in SIZES if images else ():
+        resized = [nn.functional.interpolate(image, size, mode='bilinear') for image in images]
+        batches.append(('validation set, resized', torch.cat(resized)))
+    batches += [('validation set', image) for image in images if image[0, 0].numel() <= LARGEST]
     table = Table('Images', 'Height x width', 'float64', 'float32', title='Relative difference from the trained model')
     equal = True
-    for name, batch in (('random', torch.randn(2, 3, *SIZES[0])), ('validation set', images)):
-        for size in SIZES if batch is not None else ():
-            resized = nn.functional.interpolate(batch, size, mode='bilinear')
-            double, single = parity(exact, model, resized.double()), parity(static, model, resized)
-            equal &= double <= 1e-10 and single <= 1e-5  # false for NaN too
-            table.add_row(name, f'{size[0]} x {size[1]}', f'{double:.1e}', f'{single:.1e}')
+    for name, batch in track(batches, 'Comparing: ', transient=True):
+        double, single = parity(exact, model, batch.double()), parity(static, model, batch)
+        if math.isnan(parity(model, model, batch)):
+            raise ValueError(f'the trained model itself gives NaN on images ({name}): look at its batch norms')
+        equal &= double <= 1e-10 and single <= 1e-5  # false for NaN too
+        table.add_row(name, ' x '.join(map(str, batch.shape[2:])), f'{double:.1e}', f'{single:.1e}')
     Console().print(table)
     if not equal:
         raise ValueError('the static model does not equal the trained one, see the table: nothing was written')
@@ -146,31 +167,34 @@ def deployed_config(config: Config, *, fuse_all: bool) -> Config:
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that becomes it at the end, or vanishes after an error."""
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f'{out} is there already: give a new folder')
-    part = out.with_name(f'.{out.name}.part')
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Made inside, as a temporary folder is for nobody else to read.
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent))
+    part = temporary / out.name
+    part.mkdir()
     try:
         yield part
         os.replace(part, out)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_exports(static: nn.Module, path: Path, args: Namespace, *, size: tuple[int, int]) -> None:
+def write_exports(static: nn.Module, path: Path, args: Namespace) -> None:
     exported = static.backbone if args.backbone_only else static
-    program = trace(exported, size)
+    # At its own size a ViT does not resize its position embeddings, which an exported graph does for some sizes only.
+    program = trace(exported, getattr(static.backbone, 'img_size', SIZES[0]))
+    shape = ' x '.join(map(str, input_shape(program)))
     for form in args.format:
-        suffix, serialise = EXPORTS[form]
-        content = serialise(program)
+        content = as_onnx(program, model=exported) if form == 'onnx' else as_torch(program)
         difference = check(exported, program, content, form=form)
         if not difference <= TOLERANCE:
             raise ValueError(f'the export as {form} differs by {difference:.1e} from the model: nothing was written')
-        shape = ' x '.join(map(str, input_shape(program)))
         opset = f', opset {OPSET}' if form == 'onnx' else ''
         print(f'{form}: images {shape}{opset}, relative difference {difference:.1e}')
-        write(path.with_suffix(suffix), content)
+        write(path.with_suffix(EXPORTS[form]), content)
 
 
 @friendly()
@@ -191,7 +215,7 @@ def main() -> None:
         write(path.with_suffix('.safetensors'), as_safetensors(static.state_dict(), meta=meta))
         if args.format:
             with warnings.catch_warnings(action='ignore'):  # torch's of itself
-                write_exports(static, path, args, size=SIZES[0])
+                write_exports(static, path, args)
     written = args.out / path.name
     print(f'Wrote {args.out}. To test it: python tools/test.py {written} {written.with_suffix(".pth")}')
 

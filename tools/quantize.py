@@ -1,6 +1,7 @@
 """Score finished runs in FP32 and in INT8 (torchao, onnxruntime): Table XVII for your own models."""
 
 import json
+import logging
 from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -38,16 +40,16 @@ def parse_args() -> Namespace:
     return parser.parse_args()
 
 
-def load_run(folder: Path) -> Runner:
+def load_run(folder: Path, *, work_dir: Path) -> Runner:
     """A runner with the run's last checkpoint, deployed."""
     path = find_latest_checkpoint(str(folder))
     if path is None:
         raise ValueError(f'{folder} holds no checkpoint: give the work directory of a finished run')
     args = Namespace(
-        config=str(find_config(folder)), cfg_options=None, launcher='none', local_rank=0, work_dir=f'{folder}/int8'
+        config=str(find_config(folder)), cfg_options=None, launcher='none', local_rank=0, work_dir=str(work_dir)
     )
     config = load_config(args, sections=('model', 'train_dataloader', 'test_dataloader', 'test_evaluator'))
-    config.update(load_from=None, resume=False)
+    config.update(load_from=None, resume=False, log_level='WARNING')
     runner = build_runner(config, loops=['test'])
     require_fit(runner.model, read_checkpoint(path), source=path)
     if isinstance(runner.model.backbone, ReplMixin):
@@ -67,10 +69,14 @@ def calibration_images(runner: Runner, *, number: int) -> list[Tensor]:
     return list(torch.cat([image[:, :, :height, :width] for image in images]).split(BATCH))
 
 
-def score_forms(folder: Path, *, number: int) -> dict[str, dict[str, float]]:
+def score_forms(folder: Path, *, number: int, work_dir: Path) -> dict[str, dict[str, float]]:
     """Metrics and images per second of each form."""
-    runner = load_run(folder)
+    runner = load_run(folder, work_dir=work_dir)
     batches = [batch for batch in calibration_images(runner, number=number) if len(batch) > 1]
+    if not batches:
+        raise ValueError(
+            f'the train data of {folder} has too few images to fix the ranges of INT8: at least 2 are needed'
+        )
     static = runner.model
     models = dict(zip(FORMS, (static, quantize(static, batches), quantize_onnx(static, batches)), strict=True))
     results = {}
@@ -107,8 +113,13 @@ def main() -> None:
     args = parse_args()
     if args.calibration < 2:
         raise ValueError(f'--calibration is at least 2, got {args.calibration}')
+    args.out.mkdir(parents=True, exist_ok=True)
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime asks for a step that changes nothing here
     names = name_runs(args.runs)
-    results = {name: score_forms(run, number=args.calibration) for name, run in zip(names, args.runs, strict=True)}
+    results = {
+        name: score_forms(run, number=args.calibration, work_dir=args.out / 'logs' / name)
+        for name, run in track(list(zip(names, args.runs, strict=True)), 'Scoring: ')
+    }
     head, rows = ['run', '', *FORMS], as_rows(results)
     conditions = describe(torch.device('cpu'))
     lines = [head, ['---', '---', *['---:'] * len(FORMS)], *rows]

@@ -24,6 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from rich.table import Table
 from torch import Tensor, nn
 
 from repl_mm import __version__
@@ -73,8 +74,10 @@ class Latency:
         median_ms: Median time of a forward pass.
         p90_ms: 90th percentile.
         images_per_s: By the median.
-        over_e2e: How many times faster than the same without replacement; None for E2E itself.
+        over_e2e: How many times faster than E2E, folded or not as this form is; the median of the turns' ratios.
+        over_e2e_quartiles: Lower and upper quartile of these ratios.
         over_dynamic: How many times faster than with computing layers; None before deployment.
+        over_dynamic_quartiles: As above.
         flop_bound: E2E's operations over this form's, which is all that a machine bound by arithmetic can gain.
         published_over_e2e: Table XII, where it has the row.
         published_over_dynamic: Table XI, where it has the row.
@@ -91,7 +94,9 @@ class Latency:
     p90_ms: float
     images_per_s: float
     over_e2e: float | None
+    over_e2e_quartiles: tuple[float, float] | None
     over_dynamic: float | None
+    over_dynamic_quartiles: tuple[float, float] | None
     flop_bound: float | None
     published_over_e2e: float | None
     published_over_dynamic: float | None
@@ -108,6 +113,12 @@ def build_forms(config: Config) -> dict[str, nn.Module]:
     return dict(zip(FORMS, models, strict=True))
 
 
+def check_backends(backends: Sequence[str]) -> None:
+    """Raise ValueError unless all are names out of ``BACKENDS``, joined by ``+``."""
+    if unknown := sorted({name for backend in backends for name in backend.split('+')} - set(BACKENDS)):
+        raise ValueError(f'unknown backend {", ".join(unknown)}: choose out of {", ".join(BACKENDS)}, joined by +')
+
+
 def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], object]:
     """A call that runs one forward pass to its end.
 
@@ -120,9 +131,8 @@ def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], o
     Raises:
         ValueError: A backend that does not exist.
     """
+    check_backends([backend])
     names = backend.split('+')
-    if unknown := sorted(set(names) - set(BACKENDS)):
-        raise ValueError(f'unknown backend {", ".join(unknown)}: choose out of {", ".join(BACKENDS)}, joined by +')
     device = images.device
     raw = RawOutputs(copy.deepcopy(model)).eval().to(device)
     if 'bf16' in names:
@@ -183,15 +193,17 @@ def measure(
     flops = [count(c, input_shape=(3, *size)).flops for c in (plain, config)]
     model = name.split('_')[0].removesuffix('-repl').removesuffix('-p16')
 
-    def ratio(form: str, reference: str | None) -> float | None:
+    def ratio(form: str, reference: str | None) -> tuple[float | None, tuple[float, float] | None]:
         if reference is None:
-            return None
-        return statistics.median(a / b for a, b in zip(times[reference], times[form], strict=True))
+            return None, None
+        low, middle, high = np.quantile(np.divide(times[reference], times[form]), (0.25, 0.5, 0.75)).tolist()
+        return middle, (low, high)
 
     rows = []
     for form, (e2e, dynamic) in FORMS.items():
         median = statistics.median(times[form])
         deployed = form == 'RepL, deployed'
+        (over_e2e, e2e_quartiles), (over_dynamic, dynamic_quartiles) = ratio(form, e2e), ratio(form, dynamic)
         rows.append(
             Latency(
                 config=name,
@@ -203,8 +215,10 @@ def measure(
                 median_ms=1000 * median,
                 p90_ms=1000 * float(np.quantile(times[form], 0.9)),
                 images_per_s=batch / median,
-                over_e2e=ratio(form, e2e),
-                over_dynamic=ratio(form, dynamic),
+                over_e2e=over_e2e,
+                over_e2e_quartiles=e2e_quartiles,
+                over_dynamic=over_dynamic,
+                over_dynamic_quartiles=dynamic_quartiles,
                 flop_bound=flops[0] / flops[1] if e2e else None,
                 published_over_e2e=TABLE_XII.get((model, backend)) if deployed and batch > 1 else None,
                 published_over_dynamic=TABLE_XI.get((model, backend, batch)) if deployed else None,
@@ -235,18 +249,33 @@ def as_csv(rows: Sequence[Latency]) -> str:
 
 def as_markdown(rows: Sequence[Latency], *, conditions: str) -> str:
     """The figures as a table with the published ones beside them."""
-    head = ['model', 'sites', 'backend', 'batch', 'size', 'form', 'median (ms)', 'p90 (ms)', 'images/s']
-    head += ['over E2E', 'FLOPs allow', 'published', 'over dynamic', 'published']
-    lines = [head, ['---'] * 3 + ['---:'] * 2 + ['---'] + ['---:'] * 8]
+    head = ['model', 'sites', 'backend', 'batch', 'size', 'form', 'median (ms)', 'p90 (ms)', 'images/s', 'turns']
+    head += ['over E2E', 'FLOPs allow', 'published over E2E', 'over dynamic', 'published over dynamic']
+    lines = [head, ['---'] * 3 + ['---:'] * 2 + ['---'] + ['---:'] * 9]
     for row in rows:
-        ratios = (row.over_e2e, row.flop_bound, row.published_over_e2e, row.over_dynamic, row.published_over_dynamic)
-        lines.append(
-            [row.config, row.sites, row.backend, str(row.batch), row.size, row.form]
-            + [f'{row.median_ms:.2f}', f'{row.p90_ms:.2f}', f'{row.images_per_s:.1f}']
-            + ['' if value is None else f'{value:.3f}' for value in ratios]
-        )
+        cells = [row.config, row.sites, row.backend, str(row.batch), row.size, row.form]
+        cells += [f'{row.median_ms:.2f}', f'{row.p90_ms:.2f}', f'{row.images_per_s:.1f}', str(row.turns)]
+        cells += [_ratio(row.over_e2e, row.over_e2e_quartiles), _ratio(row.flop_bound), _ratio(row.published_over_e2e)]
+        cells += [_ratio(row.over_dynamic, row.over_dynamic_quartiles), _ratio(row.published_over_dynamic)]
+        lines.append(cells)
     table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
     return f'{table}\n\n{conditions}\n'
+
+
+def _ratio(value: float | None, quartiles: tuple[float, float] | None = None) -> str:
+    if value is None:
+        return ''
+    return f'{value:.3f}' + (f' ({quartiles[0]:.2f} to {quartiles[1]:.2f})' if quartiles else '')
+
+
+def as_table(rows: Sequence[Latency]) -> Table:
+    """The short form for a terminal."""
+    table = Table('model', 'sites', 'backend', 'batch', 'form', 'median (ms)', 'over E2E', 'over dynamic')
+    for row in rows:
+        name, policy = row.config.split('_')[0], row.sites.split()[0].removeprefix('policy=')
+        ratios = _ratio(row.over_e2e, row.over_e2e_quartiles), _ratio(row.over_dynamic, row.over_dynamic_quartiles)
+        table.add_row(name, policy, row.backend, str(row.batch), row.form, f'{row.median_ms:.2f}', *ratios)
+    return table
 
 
 def as_png(rows: Sequence[Latency], *, conditions: str) -> bytes:
@@ -259,15 +288,18 @@ def as_png(rows: Sequence[Latency], *, conditions: str) -> bytes:
         (left, 'over_e2e', 'published_over_e2e', 'times faster than E2E'),
         (right, 'over_dynamic', 'published_over_dynamic', 'times faster than with computing layers'),
     ):
-        axes.barh(places, [getattr(row, ours) for row in shown], 0.7, color='#c2571a')
-        for at, row in enumerate(shown):
-            axes.text(0.805, at, f'{getattr(row, ours):.3f}', color='white', va='center', fontsize=8, weight='bold')
+        ratios = np.array([getattr(row, ours) for row in shown])
+        spread = np.array([getattr(row, f'{ours}_quartiles') for row in shown])
+        axes.barh(places, ratios - 1, 0.7, left=1, color='#c2571a', alpha=0.85)
+        axes.hlines(places, *spread.T, color='#5b2508', linewidth=1.5, label='quartiles of the turns')
+        for at, value in enumerate(ratios):
+            axes.text(1.01, at, f'{value:.3f}', transform=axes.get_yaxis_transform(), va='center', fontsize=8)
         marks = [(at, getattr(row, published)) for at, row in enumerate(shown) if getattr(row, published)]
         if marks:
             axes.scatter(*zip(*((x, y) for y, x in marks), strict=True), marker='D', color='#33608f', zorder=3,
                          label='published, A100')  # fmt: skip
         axes.axvline(1, color='#555', linewidth=0.8)
-        axes.set(title=title, xlim=(0.8, None))
+        axes.set(title=title)
         axes.spines[['top', 'right']].set_visible(False)
         axes.margins(x=0.15)
     left.scatter([row.flop_bound for row in shown], places, marker='|', s=120, color='#222', label='FLOPs allow')
@@ -277,7 +309,7 @@ def as_png(rows: Sequence[Latency], *, conditions: str) -> bytes:
     left.invert_yaxis()
     handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
     handles |= dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=2, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=3, frameon=False)
     figure.suptitle(conditions, fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=120)
