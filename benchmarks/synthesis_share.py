@@ -50,7 +50,7 @@ def main() -> None:
         for backend in args.backend:
             layers = computing_layers(model.bfloat16() if 'bf16' in backend else model.float())
             calls = {'forward': prepare(model, images, backend=backend), 'synthesis': lambda: synthesise(layers)}  # noqa: B023
-            times = {name: 1000 * median(seconds) for name, seconds in time_in_turns(calls, seconds=10).items()}
+            times = {name: 1000 * median(seconds) for name, seconds in time_in_turns(calls, seconds=6).items()}
             share = times['synthesis'] / times['forward']
             row = [Path(path).stem.split('_')[0], backend, str(args.batch_size)]
             row += [f'{times["forward"]:.2f}', f'{times["synthesis"]:.2f}', f'{share:.1%}', f'{1 / (1 - share):.3f}']
