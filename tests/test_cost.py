@@ -35,10 +35,10 @@ def vit(**repl) -> Config:
 CASES = {
     'BasicBlock': classifier(type='repl_mm.ReplResNet', depth=34, repl=dict(policy='budget', every=4)),
     'Bottleneck': Config.fromfile(CONFIGS / 'classification/resnet101-repl_4xb128-90e_in1k.py'),
-    'grouped': classifier(type='repl_mm.ReplResNeXt', depth=101, groups=32, base_width=4, repl=EVERY),
+    'grouped': classifier(type='repl_mm.ReplResNeXt', depth=50, groups=32, base_width=4, repl=EVERY),
     'CIFAR': Config.fromfile(CONFIGS / 'demo/resnet32-repl_digits.py'),
-    'detector': Config.fromfile(CONFIGS / 'detection/retinanet_r101-repl_fpn_8xb2-1x_coco.py'),
-    'dilated': Config.fromfile(CONFIGS / 'segmentation/deeplabv3plus_r101-d8-repl_4xb2-40k_cityscapes-512x1024.py'),
+    'detector': Config.fromfile(CONFIGS / 'detection/retinanet_r50-repl_fpn_8xb2-1x_coco.py'),
+    'dilated': Config.fromfile(CONFIGS / 'segmentation/deeplabv3plus_r50-d8-repl_4xb2-40k_cityscapes-512x1024.py'),
     'scalar': vit(),
     'scalar, MLP': vit(mlp_fusion=True),
     'headwise': vit(form='headwise'),

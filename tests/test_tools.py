@@ -291,7 +291,7 @@ WHILE_BUILDING = [
     ("model['backbone']['depth'] = 19", 'invalid depth 19'),
     ("optim_wrapper['optimizer']['type'] = 'Nix'", 'cannot build the optimizer'),
     ("param_scheduler['type'] = 'Nix'", "unknown type 'Nix', the mmpretrain::parameter scheduler registry"),
-    ("load_from = 'missing.pth'", 'missing.pth can not be found'),
+    ("load_from = 'missing.pth'", 'there is no file missing.pth'),
     ("train_dataloader['dataset']['type'] = 'Nix'", "cannot load the train data.*unknown type 'Nix'"),
     ("train_dataloader['dataset']['indices'] = 0", 'the data set is empty'),
     ('train_dataloader.update(drop_last=True, batch_size=97)', 'gives no batch, its data set has 96 samples'),
@@ -324,7 +324,7 @@ MISFITS = [
     (lambda w: w.pop('head.fc.bias'), r'of its keys are 1 missing \(head.fc.bias\): give'),
     (lambda w: w.update({str(i): torch.ones(1) for i in range(4)}), r'4 left over \(0, 1, 2, \.\.\.\): give'),
     (lambda w: w.update({'head.fc.weight': torch.ones(2)}), r'1 of another shape \(head.fc.weight\): give'),
-    (lambda w: w.update({'head.fc.weight': 'text'}), r'1 of another shape \(head.fc.weight\): give'),
+    (lambda w: w.update({'head.fc.weight': 'text'}), r'1 no numbers of the right kind \(head.fc.weight\): give'),
 ]
 
 
