@@ -71,7 +71,7 @@ def _load(file: str | IO[bytes], map_location: Any = None, weights_only: None = 
 
 def _load_url(url: str, **kwargs: Any) -> Mapping[str, Any]:
     with _restricted(url):
-        trusted = os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') == '1'
+        trusted = os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') in ('1', 'y', 'yes', 'true')
         return torch.hub.load_state_dict_from_url(url, weights_only=not trusted, **kwargs)
 
 
