@@ -50,7 +50,9 @@ class ReplMixin:
         *args: Passed on to the host backbone.
         repl: How to replace, or None for the host backbone as it is. ``policy`` and its options choose the sites
             (see :func:`repl_mm.sites.choose`); ``form`` says what is put there: one of ``forms``, the first
-            being the default, or ``'drop'`` to put nothing there, which bounds every cost from below.
+            being the default, or ``'drop'`` to put nothing there, which bounds every cost from below. With
+            ``recompute=True`` the computing layers keep fewer activations and compute more; see
+            :mod:`repl_mm.layers.lean`.
         deploy: Build, then call :meth:`switch_to_deploy`; ``dict(fuse_all=True)`` goes on to it. For the weights that
             ``tools/deploy.py`` writes.
         **kwargs: Passed on to the host backbone.
@@ -98,11 +100,16 @@ class ReplMixin:
         """Freeze what ``frozen_stages`` names, computing layers among it."""
         raise NotImplementedError
 
-    def _replace(self, *, policy: str | None = None, form: str | None = None, **options: Any) -> None:
+    def _replace(
+        self, *, policy: str | None = None, form: str | None = None, recompute: bool = False, **options: Any
+    ) -> None:
         self.form = self.forms[0] if form is None else form
         if self.form not in (*self.forms, 'drop'):
             allowed = ', '.join(map(repr, (*self.forms, 'drop')))
             raise ValueError(f'unknown form {form!r} of {type(self).__name__}: choose one of {allowed}')
+        if not isinstance(recompute, bool):
+            raise ValueError(f"'recompute' is True or False, got {recompute!r}")
+        self.recompute = recompute
         self.selection = choose(self.layout(), policy=policy, **options)
         names = list(self.stages())
         for site, reason in self.selection.refusals:
@@ -168,7 +175,8 @@ class ReplResNetMixin(ReplMixin):
     """Replaces blocks of a residual network.
 
     ``repl=dict(policy='interval', every=4)`` replaces every fourth block of each stage by a computing layer with one
-    coefficient per channel and neighbour.
+    coefficient per channel and neighbour. With ``grad_fraction=0.25`` the coefficients' gradients are estimated from a
+    quarter of each batch.
     """
 
     forms = ('channelwise',)
@@ -184,9 +192,23 @@ class ReplResNetMixin(ReplMixin):
     def _is_bottleneck(self) -> bool:
         return hasattr(self.layer1[0], 'conv3')
 
+    def _replace(self, *, grad_fraction: float = 1, **options: Any) -> None:
+        if isinstance(grad_fraction, bool) or not isinstance(grad_fraction, int | float) or not 0 < grad_fraction <= 1:
+            raise ValueError(f"'grad_fraction' lies above 0 and is at most 1, got {grad_fraction!r}")
+        self.grad_fraction = grad_fraction
+        super()._replace(**options)
+
     def _build(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module) -> ComputingLayer:
         layer = ComputingBottleneck if self._is_bottleneck else ComputingBasicBlock
-        return layer(removed, prev=prev, next=next, norm_cfg=self.norm_cfg, zero_init_residual=self.zero_init_residual)
+        return layer(
+            removed,
+            prev=prev,
+            next=next,
+            norm_cfg=self.norm_cfg,
+            zero_init_residual=self.zero_init_residual,
+            recompute=self.recompute,
+            grad_fraction=self.grad_fraction,
+        )
 
     def _freeze(self) -> None:
         self._freeze_stages()
@@ -264,7 +286,7 @@ class ReplViT(ReplMixin, VisionTransformer):
 
     def _build(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module) -> ComputingLayer:
         layer = {'scalar': ScalarEncoderLayer, 'headwise': HeadwiseEncoderLayer}[self.form]
-        return layer(removed, prev=prev, next=next, mlp_fusion=self.mlp_fusion)
+        return layer(removed, prev=prev, next=next, mlp_fusion=self.mlp_fusion, recompute=self.recompute)
 
     def _freeze(self) -> None:
         # The host freezes position embeddings and all whenever it is asked, and lets train() undo the eval mode.

@@ -29,18 +29,19 @@ class _Mix(torch.autograd.Function):
         """The scales have the size of the weight along the first ``axes`` axes, and size 1 along the others."""
         ctx.save_for_backward(prev, next)
         ctx.axes = axes
-        return torch.mul(prev, a).addcmul_(next, b)
+        mixed = torch.mul(prev, a)
+        # The compiler of torch 2.11 loses the gradients of a function that writes in place (pytorch issue 180642).
+        return torch.addcmul(mixed, next, b) if torch.compiler.is_compiling() else mixed.addcmul_(next, b)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         prev, next = ctx.saved_tensors
-        scale_shape = grad.shape[: ctx.axes] + (1,) * (grad.dim() - ctx.axes)
+        # Where a scale has size 1; in the weights' own order in memory, be it channels-last.
+        axes = tuple(range(ctx.axes, grad.dim()))
 
         def contract(source: Tensor) -> Tensor:
-            # vecdot is a matrix product, which autocast would run in half precision; it knows no meta device.
-            with torch.autocast('cpu' if grad.is_meta else grad.device.type, enabled=False):
-                return torch.linalg.vecdot(grad.flatten(ctx.axes), source.flatten(ctx.axes)).view(scale_shape)
+            return torch.mul(grad, source).sum(axes, keepdim=True)
 
         grad_a = contract(prev) if ctx.needs_input_grad[0] else None
         grad_b = contract(next) if ctx.needs_input_grad[2] else None

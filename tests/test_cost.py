@@ -43,9 +43,17 @@ CASES = {
     'scalar, MLP': vit(mlp_fusion=True),
     'headwise': vit(form='headwise'),
     'headwise, MLP': vit(form='headwise', mlp_fusion=True),
+    'BasicBlock, lean': classifier(
+        type='repl_mm.ReplResNet', depth=34, repl=dict(policy='budget', every=4, recompute=True, grad_fraction=0.25)
+    ),
+    'Bottleneck, lean': classifier(
+        type='repl_mm.ReplResNet', depth=50, repl=EVERY | dict(recompute=True, grad_fraction=0.25)
+    ),
+    'headwise, MLP, lean': vit(form='headwise', mlp_fusion=True, recompute=True),
     'ViT detector': Config.fromfile(CONFIGS / 'detection/retinanet_vit-base-p16-repl_sfp_8xb2-1x_coco.py'),
 }
-CASES['grouped'].model.head.in_channels = 2048
+for name in ('grouped', 'Bottleneck, lean'):
+    CASES[name].model.head.in_channels = 2048
 
 
 @pytest.mark.parametrize('name', CASES)

@@ -40,14 +40,14 @@ def encoder(**kwargs) -> tuple[TransformerEncoderLayer, ...]:
     return blocks
 
 
-def residual(kind: type, blocks: tuple[nn.Module, ...], *, zero_init_residual: bool = False) -> nn.Module:
+def residual(kind: type, blocks: tuple[nn.Module, ...], **options) -> nn.Module:
     removed, prev, next = blocks
-    return kind(removed, prev=prev, next=next, norm_cfg=NORM, zero_init_residual=zero_init_residual)
+    return kind(removed, prev=prev, next=next, **dict(norm_cfg=NORM, zero_init_residual=False) | options)
 
 
-def transformer(kind: type, blocks: tuple[nn.Module, ...], *, mlp_fusion: bool = False) -> nn.Module:
+def transformer(kind: type, blocks: tuple[nn.Module, ...], **options) -> nn.Module:
     removed, prev, next = blocks
-    return kind(removed, prev=prev, next=next, mlp_fusion=mlp_fusion)
+    return kind(removed, prev=prev, next=next, **dict(mlp_fusion=False) | options)
 
 
 def twin_norm(layer: nn.Module) -> nn.BatchNorm2d:

@@ -29,10 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repl_mm.analysis.complexity import RealLinspace
 from repl_mm.deploy import RawOutputs
+from repl_mm.layers.lean import draw
 from repl_mm.replace import computing_layers
 from repl_mm.sites import choose
 
 BYTES = 4  # of a float32
+# Counted together: more than one, as some heads normalise over a batch whose images have shrunk to a pixel, and so many
+# that a part of the batch is a whole number of images.
+IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class Cost:
 
     def __add__(self, other: Self) -> Self:
         return Cost(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
+
+    def __rmul__(self, factor: int) -> Self:
+        return Cost(*(factor * value for value in self.values()))
 
     def __sub__(self, other: Self) -> Self:
         return Cost(*(a - b for a, b in zip(self.values(), other.values(), strict=True)))
@@ -108,15 +115,14 @@ def count_cost(config: Config, input_shape: Sequence[int]) -> Cost:
     parameters = list(model.parameters())
     mapping = {torch.ops.aten.convolution_backward: _conv_backward}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        # Two images, as some heads normalise over a batch whose images have shrunk to a pixel.
-        outputs = RawOutputs(model)(torch.empty(2, *input_shape, device='meta'))
+        outputs = RawOutputs(model)(torch.empty(IMAGES, *input_shape, device='meta'))
         forward = counter.get_total_flops()
         sum(output.sum() for output in outputs if output.requires_grad).backward()
     return Cost(
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        forward=forward // 2,
-        backward=(counter.get_total_flops() - forward) // 2,
+        forward=forward // IMAGES,
+        backward=(counter.get_total_flops() - forward) // IMAGES,
         activations=_count_activations(config, input_shape),
     )
 
@@ -162,7 +168,8 @@ def predict_cost(e2e: nn.Module, counted: Cost, config: Config, input_shape: Seq
         ValueError: A site lies in a frozen stage, where no backward pass goes.
     """
     stages, repl = list(e2e.backbone.stages().values()), dict(config.model.backbone.repl)
-    form, fusion = repl.pop('form', None), repl.pop('mlp_fusion', False)
+    form, fusion, recompute = repl.pop('form', None), repl.pop('mlp_fusion', False), repl.pop('recompute', False)
+    drawn = draw(IMAGES, repl.pop('grad_fraction', 1)) / IMAGES
     sites = choose(e2e.backbone.layout(), **repl).sites
     blocks = {site: stages[site.stage][site.index] for site in sites}
     shapes = _input_shapes(e2e, blocks, input_shape)
@@ -171,9 +178,9 @@ def predict_cost(e2e: nn.Module, counted: Cost, config: Config, input_shape: Seq
         if not all(p.requires_grad for p in block.parameters()):
             raise ValueError(f'the site {tuple(site)} lies in a frozen stage: choose others, or freeze fewer stages')
         if hasattr(block, 'attn'):
-            costs = _transformer(block, shapes[site], form=form, fusion=fusion)
+            costs = _transformer(block, shapes[site], form=form, fusion=fusion, recompute=recompute)
         else:
-            costs = _residual(block, shapes[site])
+            costs = _residual(block, shapes[site], recompute=recompute, drawn=drawn)
         removed, placed, static = removed + costs[0], placed + costs[1], static + costs[2]
     kept = counted - removed
     if form == 'drop':
@@ -195,12 +202,17 @@ def _input_shapes(e2e: nn.Module, blocks: Mapping[Any, nn.Module], input_shape: 
     return shapes
 
 
-def _block(parameters: int, forward: int, frozen: int, kept: int) -> Cost:
+def _block(parameters: int, forward: int, frozen: float, kept: int) -> Cost:
     """A block: ``frozen`` of its ``forward`` operations have weights without gradients; it keeps ``kept`` floats."""
-    return Cost(parameters, parameters, forward, 2 * forward - frozen, BYTES * kept)
+    return Cost(parameters, parameters, forward, round(2 * forward - frozen), BYTES * kept)
 
 
-def _residual(block: nn.Module, shape: torch.Size) -> tuple[Cost, Cost, Cost]:
+def _recomputed(operations: int, kept: int) -> Cost:
+    """What computing again in the backward pass adds, and what need not be kept for it."""
+    return Cost(backward=operations, activations=-BYTES * kept)
+
+
+def _residual(block: nn.Module, shape: torch.Size, *, recompute: bool, drawn: float) -> tuple[Cost, Cost, Cost]:
     """Removed block, computing layer and deployed layer (Eq. 43-44 and 46-47, and their operations)."""
     channels, positions = shape[1], shape[2] * shape[3]
     if not hasattr(block, 'conv3'):
@@ -209,21 +221,25 @@ def _residual(block: nn.Module, shape: torch.Size) -> tuple[Cost, Cost, Cost]:
         # Each norm keeps its input, each ReLU its output.
         return (
             _block(2 * kernel + 4 * channels, 2 * conv, 0, 4 * map_),
-            _block(4 * channels, conv, 0, 2 * map_),
+            _block(4 * channels, conv, (1 - drawn) * conv, 2 * map_) + recompute * _recomputed(conv, map_),
             _block(kernel + channels, conv, 0, map_),
         )
     middle, kernel = block.conv1.out_channels, block.conv2.weight.numel()  # B, B^2 q^2 / g
     thin, spatial = 2 * positions * channels * middle, 2 * positions * kernel
     weights, forward = 2 * channels * middle + kernel, 2 * thin + spatial
+    # The borrowed 1x1 convolutions are read through a stop-gradient.
+    frozen = 2 * thin + (1 - drawn) * spatial
     return (
         _block(weights + 4 * middle + 2 * channels, forward, 0, (4 * middle + 2 * channels) * positions),
-        # The borrowed 1x1 convolutions are read through a stop-gradient.
-        _block(2 * middle + 2 * channels, forward, 2 * thin, (2 * middle + 2 * channels) * positions),
+        _block(2 * middle + 2 * channels, forward, frozen, (2 * middle + 2 * channels) * positions)
+        + recompute * _recomputed(thin, channels * positions),
         _block(weights + channels, forward, 0, (2 * middle + channels) * positions),
     )
 
 
-def _transformer(block: nn.Module, shape: torch.Size, *, form: str | None, fusion: bool) -> tuple[Cost, Cost, Cost]:
+def _transformer(
+    block: nn.Module, shape: torch.Size, *, form: str | None, fusion: bool, recompute: bool
+) -> tuple[Cost, Cost, Cost]:
     """Removed block, computing layer and deployed layer (Eq. 49-51 and 57)."""
     tokens, width = shape[1:]
     heads, hidden = block.attn.num_heads, block.ffn.feedforward_channels
@@ -248,6 +264,7 @@ def _transformer(block: nn.Module, shape: torch.Size, *, form: str | None, fusio
     if fusion:
         # All weights are borrowed: no gradients, and no inputs kept but those of the norm and of GELU.
         placed += _block(0, mlp, mlp, tokens * (width + hidden + 2))
+        placed += recompute * _recomputed(mlp // 2, tokens * hidden)
         static += _block(mlp_parameters + norms, mlp, 0, tokens * (2 * width + 2 * hidden + 2))
     return removed, placed, static
 

@@ -1,5 +1,8 @@
 """What all computing layers share."""
 
+from typing import Any, Self
+
+import torch
 from torch import Tensor, nn
 
 from repl_mm.layers.static import StaticLayer
@@ -20,6 +23,7 @@ class ComputingLayer(nn.Module):
     def __init__(self, prev: nn.Module, next: nn.Module) -> None:
         super().__init__()
         self.neighbours = (prev, next)
+        self._synthesised: tuple[tuple[Tensor, ...], list[tuple[int, int]], tuple[Tensor, ...]] | None = None
 
     @property
     def prev(self) -> nn.Module:
@@ -34,6 +38,51 @@ class ComputingLayer(nn.Module):
     def reset_parameters(self) -> None:
         """Give the layer's own parameters their initial values."""
         raise NotImplementedError
+
+    def sources(self) -> tuple[Tensor, ...]:
+        """All tensors that :meth:`synthesise` reads."""
+        raise NotImplementedError
+
+    def synthesise(self) -> tuple[Tensor, ...]:
+        """All tensors that the layer computes from weights alone."""
+        raise NotImplementedError
+
+    def synthesised(self) -> tuple[Tensor, ...]:
+        """What :meth:`synthesise` returns; in eval mode without gradients, computed once until a source changes."""
+        if not self._may_reuse():
+            self.forget()
+            return self.synthesise()
+        sources = self.sources()
+        state = [(source.data_ptr(), source._version) for source in sources]
+        if self._synthesised is None or self._synthesised[1] != state:
+            # The detached sources keep their memory from being given to other tensors, and count versions along.
+            self._synthesised = (tuple(source.detach() for source in sources), state, self.synthesise())
+        return self._synthesised[2]
+
+    def _may_reuse(self) -> bool:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        # Other kinds of tensors (fake, sharded, of inference mode) have no address or no version to go by.
+        return all(
+            type(source) in (Tensor, nn.Parameter) and not source.is_meta and not source.is_inference()
+            for source in self.sources()
+        )
+
+    def forget(self) -> None:
+        """Have the next pass synthesise anew."""
+        self._synthesised = None
+
+    def train(self, mode: bool = True) -> Self:
+        # Averaged models are exchanged through ``.data``, which counts no version, and then set to eval mode.
+        self.forget()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self.forget()
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {'_synthesised': None}
 
     def fuse(self) -> StaticLayer:
         """What the layer is in eval mode as an ordinary operator with weights of its own (Eq. 32-33).

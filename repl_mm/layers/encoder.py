@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repl_mm.layers.base import ComputingLayer, require_shape
+from repl_mm.layers.lean import recompute_between
 from repl_mm.layers.static import Residual, StaticLayer, static_layer_norm, static_linear
 from repl_mm.synthesis import average, average_normalised, mix, mix_heads
 
@@ -24,11 +25,15 @@ class ComputingEncoderLayer(ComputingLayer):
         next: The retained block on the right.
         mlp_fusion: Let an MLP follow whose weights are the mean of the neighbours' normalised ones (Eq. 25-27).
             It has no parameters of its own.
+        recompute: Compute GELU's input twice instead of keeping it for the backward pass.
     """
 
-    def __init__(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module, mlp_fusion: bool) -> None:
+    def __init__(
+        self, removed: nn.Module, *, prev: nn.Module, next: nn.Module, mlp_fusion: bool, recompute: bool = False
+    ) -> None:
         super().__init__(prev, next)
         self.mlp_fusion = mlp_fusion
+        self.recompute = recompute
         for side, block in (('left', prev), ('right', next)):
             require_shape(f"the {side} neighbour's attention projection", block.attn.proj.weight,
                           removed.attn.proj.weight.shape)  # fmt: skip
@@ -37,8 +42,27 @@ class ComputingEncoderLayer(ComputingLayer):
                     require_shape(f"the {side} neighbour's MLP", borrowed.weight, own.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._projection(x)
-        return x + self._mlp(x) if self.mlp_fusion else x
+        weight, bias, *mlp = self.synthesised()
+        # Not in place: under autocast the branches are in half precision and the tokens are not.
+        x = x + self._projection(x, weight, bias)
+        return x + self._mlp(x, *mlp) if self.mlp_fusion else x
+
+    def _projection(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _mlp(self, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+        def hidden(x: Tensor) -> Tensor:
+            return F.linear(_frozen_norm(self.prev.ln2, x), weight1, bias1)  # (N, T, F)
+
+        activated = recompute_between(hidden, F.gelu, x) if self.recompute else F.gelu(hidden(x))
+        return F.linear(activated, weight2, bias2)
+
+    def sources(self) -> tuple[Tensor, ...]:
+        linears = [linear for block in self.neighbours for linear in (block.attn.proj, *self._mlps(block))]
+        return self.alpha, self.beta, *(tensor for linear in linears for tensor in (linear.weight, linear.bias))
+
+    def synthesise(self) -> tuple[Tensor, ...]:
+        return self.weight(), self.bias(), *(tensor for pair in self.mlp_weights() for tensor in pair)
 
     def weight(self) -> Tensor:
         """The synthesised projection, shape (D, D)."""
@@ -49,14 +73,12 @@ class ComputingEncoderLayer(ComputingLayer):
         raise NotImplementedError
 
     def mlp_weights(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of both linear layers, shapes (F, D), (F,), (D, F), (D,)."""
-        pairs = zip(_mlp(self.prev), _mlp(self.next), strict=True)
+        """Weight and bias of both linear layers, shapes (F, D), (F,), (D, F), (D,); none without ``mlp_fusion``."""
+        pairs = zip(self._mlps(self.prev), self._mlps(self.next), strict=True)
         return [(average_normalised(p.weight, n.weight), average(p.bias, n.bias)) for p, n in pairs]
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        fc1, fc2 = self.mlp_weights()
-        x = F.linear(_frozen_norm(self.prev.ln2, x), *fc1)  # (N, T, F)
-        return F.linear(F.gelu(x), *fc2)
+    def _mlps(self, block: nn.Module) -> tuple[nn.Linear, ...]:
+        return _mlp(block) if self.mlp_fusion else ()
 
     @torch.no_grad()
     def fuse(self) -> StaticLayer:
@@ -88,8 +110,8 @@ class ScalarEncoderLayer(ComputingEncoderLayer):
     def bias(self) -> Tensor:
         return mix(self.alpha, self.prev.attn.proj.bias, self.beta, self.next.attn.proj.bias)
 
-    def _projection(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight(), self.bias())
+    def _projection(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def _static_projection(self) -> nn.Module:
         # Nothing stands between the tokens and the projection, so it takes in the residual too: (W + I) X.
@@ -124,8 +146,8 @@ class HeadwiseEncoderLayer(ComputingEncoderLayer):
     def bias(self) -> Tensor:
         return average(self.prev.attn.proj.bias, self.next.attn.proj.bias)
 
-    def _projection(self, x: Tensor) -> Tensor:
-        return F.linear(_frozen_norm(self.prev.ln1, x), self.weight(), self.bias())
+    def _projection(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(_frozen_norm(self.prev.ln1, x), weight, bias)
 
     def _static_projection(self) -> nn.Module:
         return Residual(nn.Sequential(static_layer_norm(self.prev.ln1), static_linear(self.weight(), self.bias())))

@@ -6,12 +6,15 @@ Shapes:
     q      kernel size of the spatial convolution
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from repl_mm.layers.base import ComputingLayer, require_shape
+from repl_mm.layers.lean import recompute_between, sampled_conv2d
 from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
 from repl_mm.synthesis import mix_channels
 
@@ -25,16 +28,28 @@ class _ResidualLayer(ComputingLayer):
         next: The retained block on the right.
         norm_cfg: Config of the norm layer, as the backbone's other blocks have it.
         zero_init_residual: Start with the residual branch switched off, as the backbone's blocks do.
+        recompute: Compute the norm's input twice instead of keeping it for the backward pass.
+        grad_fraction: Part of a batch that the coefficients' gradients are estimated from.
     """
 
     def __init__(
-        self, removed: nn.Module, *, prev: nn.Module, next: nn.Module, norm_cfg: dict, zero_init_residual: bool
+        self,
+        removed: nn.Module,
+        *,
+        prev: nn.Module,
+        next: nn.Module,
+        norm_cfg: dict,
+        zero_init_residual: bool,
+        recompute: bool = False,
+        grad_fraction: float = 1,
     ) -> None:
         super().__init__(prev, next)
         for block in (removed, prev, next):
             _require_plain(block)
         conv = self._spatial(removed)
         self.zero_init_residual = zero_init_residual
+        self.recompute = recompute
+        self.grad_fraction = grad_fraction
         # The neighbours may be dilated otherwise, so the geometry is that of the removed block.
         self.geometry = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
         self.alpha = nn.Parameter(conv.weight.new_empty(conv.out_channels))
@@ -49,10 +64,30 @@ class _ResidualLayer(ComputingLayer):
         nn.init.constant_(self.norm.weight, 0 if self.zero_init_residual else 1)
         nn.init.zeros_(self.norm.bias)
 
+    def weight(self) -> Tensor:
+        """The synthesised kernel, shape (C, C / groups, q, q) for C channels of the spatial convolution."""
+        return mix_channels(*self.sources())
+
+    def synthesise(self) -> tuple[Tensor, ...]:
+        return (self.weight(),)
+
     def forward(self, x: Tensor) -> Tensor:
-        out = self.norm(self._branch(x))
+        (weight,) = self.synthesised()
+        out = self._branch(x, weight)
         out += x
         return F.relu(out, inplace=True)
+
+    def _branch(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The residual branch with its norm, shape (N, C, H, W)."""
+        raise NotImplementedError
+
+    def _conv(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.grad_fraction < 1 and weight.requires_grad:
+            return sampled_conv2d(x, weight, fraction=self.grad_fraction, **self.geometry)
+        return F.conv2d(x, weight, **self.geometry)
+
+    def _norm_after(self, conv: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return recompute_between(conv, self.norm, x) if self.recompute else self.norm(conv(x))
 
     @torch.no_grad()
     def fuse(self) -> StaticLayer:
@@ -82,12 +117,11 @@ class ComputingBasicBlock(_ResidualLayer):
     def _out_channels(block: nn.Module) -> int:
         return block.conv2.out_channels
 
-    def weight(self) -> Tensor:
-        """The synthesised kernel, shape (C, C, q, q)."""
-        return mix_channels(self.alpha, self.prev.conv2.weight, self.beta, self.next.conv1.weight)
+    def sources(self) -> tuple[Tensor, ...]:
+        return self.alpha, self.prev.conv2.weight, self.beta, self.next.conv1.weight
 
-    def _branch(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight(), **self.geometry)
+    def _branch(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._norm_after(lambda x: self._conv(x, weight), x)
 
     def _static_branch(self) -> nn.Module:
         return fold(static_conv(self.weight(), **self.geometry), self.norm)
@@ -115,14 +149,13 @@ class ComputingBottleneck(_ResidualLayer):
     def _out_channels(block: nn.Module) -> int:
         return block.conv3.out_channels
 
-    def weight(self) -> Tensor:
-        """The synthesised middle kernel, shape (B, B / groups, q, q)."""
-        return mix_channels(self.alpha, self.prev.conv2.weight, self.beta, self.next.conv2.weight)
+    def sources(self) -> tuple[Tensor, ...]:
+        return self.alpha, self.prev.conv2.weight, self.beta, self.next.conv2.weight
 
-    def _branch(self, x: Tensor) -> Tensor:
+    def _branch(self, x: Tensor, weight: Tensor) -> Tensor:
         z = F.relu(F.conv2d(x, self.prev.conv1.weight.detach()), inplace=True)  # (N, B, H, W)
-        z = F.relu(F.conv2d(z, self.weight(), **self.geometry), inplace=True)
-        return F.conv2d(z, self.next.conv3.weight.detach())  # (N, C, H, W)
+        z = F.relu(self._conv(z, weight), inplace=True)
+        return self._norm_after(lambda z: F.conv2d(z, self.next.conv3.weight.detach()), z)
 
     def _static_branch(self) -> nn.Module:
         return nn.Sequential(
