@@ -17,7 +17,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
-from repl_mm.analysis.latency import build_forms, describe, prepare, time_in_turns
+from repl_mm.analysis.latency import build_forms, prepare
+from repl_mm.analysis.timing import describe, time_in_turns
 from repl_mm.layers import ComputingEncoderLayer, ComputingLayer
 from repl_mm.replace import computing_layers
 

@@ -24,6 +24,7 @@ from repl_mm.layers import (
     ComputingLayer,
     HeadwiseEncoderLayer,
     ScalarEncoderLayer,
+    skip_at_random,
 )
 from repl_mm.registry import MODELS
 from repl_mm.replace import check_checkpoint, check_links, computing_layers, fold_norms, fuse_blocks, replace_blocks
@@ -41,6 +42,10 @@ def _let_settle(norm: nn.Module | None) -> None:
     batches = getattr(norm, 'num_batches_tracked', None)
     norm.settled = batches is None or int(batches) >= SETTLING_BATCHES
     norm.train(not norm.settled)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class ReplMixin:
@@ -177,9 +182,22 @@ class ReplResNetMixin(ReplMixin):
     ``repl=dict(policy='interval', every=4)`` replaces every fourth block of each stage by a computing layer with one
     coefficient per channel and neighbour. With ``grad_fraction=0.25`` the coefficients' gradients are estimated from a
     quarter of each batch.
+
+    Args:
+        *args: Passed on, see :class:`ReplMixin`.
+        stochastic_depth: Rate at which the last block is skipped in training; see
+            :func:`repl_mm.layers.skip_at_random`.
+        **kwargs: Passed on.
     """
 
     forms = ('channelwise',)
+
+    def __init__(self, *args: Any, stochastic_depth: float = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not _is_number(stochastic_depth) or not 0 <= stochastic_depth < 1:
+            raise ValueError(f"'stochastic_depth' is at least 0 and below 1, got {stochastic_depth!r}")
+        if stochastic_depth:
+            skip_at_random((block for blocks in self.stages().values() for block in blocks), stochastic_depth)
 
     def stages(self) -> dict[str, nn.Module]:
         return {name: getattr(self, name) for name in self.res_layers}
@@ -193,7 +211,7 @@ class ReplResNetMixin(ReplMixin):
         return hasattr(self.layer1[0], 'conv3')
 
     def _replace(self, *, grad_fraction: float = 1, **options: Any) -> None:
-        if isinstance(grad_fraction, bool) or not isinstance(grad_fraction, int | float) or not 0 < grad_fraction <= 1:
+        if not _is_number(grad_fraction) or not 0 < grad_fraction <= 1:
             raise ValueError(f"'grad_fraction' lies above 0 and is at most 1, got {grad_fraction!r}")
         self.grad_fraction = grad_fraction
         super()._replace(**options)

@@ -16,7 +16,8 @@ from test_tools import run
 
 from repl_mm.analysis import latency
 from repl_mm.analysis.complexity import count
-from repl_mm.analysis.latency import FORMS, as_csv, as_markdown, as_png, build_forms, measure, prepare, time_in_turns
+from repl_mm.analysis.latency import FORMS, as_markdown, as_png, build_forms, measure, prepare
+from repl_mm.analysis.timing import as_csv, time_in_turns
 from repl_mm.layers import StaticLayer
 from repl_mm.replace import computing_layers
 

@@ -1,48 +1,122 @@
 """Measure on this machine what replacement is worth: tables (CSV, Markdown) and a picture.
 
 python tools/benchmark.py latency configs/classification/resnet101-repl_4xb128-90e_in1k.py --batch-size 1 32 --out look
+python tools/benchmark.py train configs/classification/resnet34-repl_4xb128-90e_in1k.py --batch-size 2 16 --out look
+python tools/benchmark.py train --quick --out look
 """
 
 import itertools
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from repl_mm.cli import CfgOptions, explain, friendly, load_scoped_config, write
 
 # isort: split
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import track
 
-from repl_mm.analysis.latency import BACKENDS, as_csv, as_markdown, as_png, as_table, check_backends, describe, measure
+from repl_mm.analysis import latency, training
+from repl_mm.analysis.timing import BACKENDS, as_csv, check_backends, describe
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+DEPTH_110 = {'model.backbone.depth': 110}
+# The published rows: config, overrides, size of the images, batch for --quick and for --full.
+SUITE = [
+    ('demo/resnet32-repl_digits.py', {}, (32, 32), 128, 1024),
+    ('demo/resnet32-repl_digits.py', DEPTH_110, (32, 32), 64, 1024),
+    ('demo/vit-tiny-repl_digits.py', {}, (32, 32), 128, 512),
+    ('classification/resnet34-repl_4xb128-90e_in1k.py', {}, (224, 224), 2, 128),
+    ('classification/resnet101-repl_4xb128-90e_in1k.py', {}, (224, 224), 2, 128),
+    ('classification/resnet152-repl_4xb128-90e_in1k.py', {}, (224, 224), 2, 128),
+    ('classification/vit-tiny-p16-repl_4xb256-90e_in1k.py', {}, (224, 224), 4, 256),
+    ('classification/vit-small-p16-repl_4xb256-90e_in1k.py', {}, (224, 224), 2, 256),
+    ('classification/vit-base-p16-repl_4xb256-90e_in1k.py', {}, (224, 224), 2, 256),
+    ('detection/retinanet_r50-repl_fpn_4xb2-100e_coco.py', {}, (256, 256), 1, 2),
+    ('detection/retinanet_r101-repl_fpn_4xb2-100e_coco.py', {}, (256, 256), 1, 2),
+    ('segmentation/deeplabv3_r50-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
+    ('segmentation/deeplabv3plus_r50-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
+    ('segmentation/deeplabv3_r101-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
+    ('segmentation/deeplabv3plus_r101-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
+]
+FULL_SIZES = {'detection': (800, 1344), 'segmentation': (768, 768)}
+Case = tuple[Config, str, int, tuple[int, int]]  # config, backend, batch, size
 
 
 def parse_args() -> Namespace:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest='kind', required=True)
-    latency = kinds.add_parser('latency', help='one forward pass: E2E, dynamic, deployed, deployed and folded')
-    latency.add_argument('configs', nargs='+', metavar='CONFIG', help='configs with sites')
-    latency.add_argument('--batch-size', nargs='+', type=int, default=[1, 16], help='(default: 1 16)')
-    latency.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
-    latency.add_argument(
-        '--backend',
-        nargs='+',
-        default=['fp32'],
-        help=f'out of {", ".join(BACKENDS)}; joined by + (default: fp32)',
-    )
-    latency.add_argument(
+    forward = kinds.add_parser('latency', help='one forward pass: E2E, dynamic, deployed, deployed and folded')
+    forward.add_argument(
         '--policy', nargs='+', choices=['interval', 'budget'], help='how sites are chosen (default: as the configs say)'
     )
-    latency.add_argument('--seconds', type=float, default=20, help='time for each row (default: %(default)s)')
-    latency.add_argument('--device', default=get_device(), help='(default: %(default)s)')
-    latency.add_argument('--out', type=Path, required=True, help='folder for latency.csv, latency.md and latency.png')
-    latency.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the configs'
+    step = kinds.add_parser('train', help='one training step: E2E, dropped blocks, RepL, and other ways to save')
+    step.add_argument(
+        '--variant', nargs='+', default=list(training.VARIANTS), help='rows, the first one the reference (default: all)'
     )
+    suite = step.add_mutually_exclusive_group()
+    suite.add_argument('--quick', action='store_true', help='the published rows at sizes for two CPU cores')
+    suite.add_argument('--full', action='store_true', help='the published rows at their published sizes, for a GPU')
+    for kind, many in ((forward, '+'), (step, '*')):
+        kind.add_argument('configs', nargs=many, metavar='CONFIG', help='configs with sites')
+        kind.add_argument('--batch-size', nargs='+', type=int, default=[1, 16], help='(default: 1 16)')
+        kind.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
+        kind.add_argument(
+            '--backend', nargs='+', default=['fp32'], help=f'out of {", ".join(BACKENDS)}; joined by + (default: fp32)'
+        )
+        kind.add_argument('--seconds', type=float, default=20, help='time for each model (default: %(default)s)')
+        kind.add_argument('--device', default=get_device(), help='(default: %(default)s)')
+        kind.add_argument('--out', type=Path, required=True, help='folder for the tables and the picture')
+        kind.add_argument(
+            '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the configs'
+        )
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
+
+
+def load(args: Namespace, path: str | Path, sections: tuple[str, ...]) -> Config:
+    return load_scoped_config(Namespace(**vars(args) | dict(config=str(path))), sections=sections)
+
+
+def latency_cases(args: Namespace) -> list[Case]:
+    configs = []
+    for path, policy in itertools.product(args.configs, args.policy or [None]):
+        config = load(args, path, ('model',))
+        if policy is not None:
+            with explain(f'cannot set the policy of {path}'):
+                config.model.backbone.repl.policy = policy
+        configs.append(config)
+    return list(itertools.product(configs, args.backend, args.batch_size, [tuple(args.size)]))
+
+
+def training_cases(args: Namespace) -> list[Case]:
+    if bool(args.configs) == (args.quick or args.full):
+        raise ValueError('give either configs, or one of --quick and --full, which bring their own')
+    sections = ('model', 'optim_wrapper')
+    if args.configs:
+        configs = [load(args, path, sections) for path in args.configs]
+        return list(itertools.product(configs, args.backend, args.batch_size, [tuple(args.size)]))
+    cases = []
+    for path, overrides, size, quick, full in SUITE:
+        config = load(args, CONFIGS / path, sections)
+        config.merge_from_dict(overrides)
+        batch, size = (full, FULL_SIZES.get(path.split('/')[0], size)) if args.full else (quick, size)
+        cases += [(config, backend, batch, size) for backend in args.backend]
+    return cases
+
+
+def measure_case(args: Namespace, case: Case, device: torch.device) -> list[object]:
+    config, backend, batch, size = case
+    options = dict(backend=backend, batch=batch, size=size, device=device, seconds=args.seconds)
+    if args.kind == 'latency':
+        return latency.measure(config, **options)
+    variants = training.build_variants(config, args.variant)
+    return training.measure_steps(variants, model=training.name_of(config), **options)
 
 
 @friendly()
@@ -56,27 +130,19 @@ def main() -> None:
     MMLogger.get_instance('mmengine', log_level='WARNING')
     with explain(f'cannot use --device {args.device}'):
         device = torch.zeros(1, device=args.device).device
-    configs = []
-    for path, policy in itertools.product(args.configs, args.policy or [None]):
-        config = load_scoped_config(Namespace(**vars(args), config=path), sections=('model',))
-        if policy is not None:
-            with explain(f'cannot set the policy of {path}'):
-                config.model.backbone.repl.policy = policy
-        configs.append(config)
-    cases = [(c, backend, batch) for c in configs for backend in args.backend for batch in args.batch_size]
+    tables: ModuleType = latency if args.kind == 'latency' else training
+    cases: Callable[[Namespace], list[Case]] = latency_cases if args.kind == 'latency' else training_cases
     rows = []
-    for config, backend, batch in track(cases, 'Measuring: '):
-        with explain(f'cannot measure {config.filename}'):
-            rows += measure(
-                config, backend=backend, batch=batch, size=tuple(args.size), device=device, seconds=args.seconds
-            )
-        write(args.out / 'latency.csv', as_csv(rows).encode())
+    for case in track(cases(args), 'Measuring: '):
+        with explain(f'cannot measure {case[0].filename}'):
+            rows += measure_case(args, case, device)
+        write(args.out / f'{args.kind}.csv', as_csv(rows).encode())
     conditions = describe(device)
-    write(args.out / 'latency.md', as_markdown(rows, conditions=conditions).encode())
-    write(args.out / 'latency.png', as_png(rows, conditions=conditions))
-    Console().print(as_table(rows))
+    write(args.out / f'{args.kind}.md', tables.as_markdown(rows, conditions=conditions).encode())
+    write(args.out / f'{args.kind}.png', tables.as_png(rows, conditions=conditions))
+    Console().print(tables.as_table(rows))
     print(conditions)
-    print(f'Wrote latency.csv, latency.md and latency.png to {args.out}')
+    print(f'Wrote {args.kind}.csv, {args.kind}.md and {args.kind}.png to {args.out}')
 
 
 if __name__ == '__main__':

@@ -5,14 +5,10 @@ machine for a while disturbs both sides.
 """
 
 import copy
-import csv
 import io
-import platform
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from datetime import date
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 # The seams come before the host libraries.
@@ -27,8 +23,8 @@ from mmengine.registry import MODELS, DefaultScope
 from rich.table import Table
 from torch import Tensor, nn
 
-from repl_mm import __version__
 from repl_mm.analysis.complexity import count
+from repl_mm.analysis.timing import as_markdown_table, check_backends, format_ratio, time_in_turns
 from repl_mm.deploy import RawOutputs, deploy
 from repl_mm.replace import computing_layers
 
@@ -40,7 +36,6 @@ FORMS = {
     'RepL, deployed': ('E2E', 'RepL, dynamic'),
     'RepL, deployed and folded': ('E2E, folded', 'RepL, dynamic'),
 }
-BACKENDS = ('fp32', 'amp', 'bf16', 'channels-last', 'compile')
 # Published on one A100 by arXiv 2605.19533: (model, backend, batch) -> Table XI, dynamic over deployed.
 TABLE_XI = {
     ('resnet34', 'fp32', 64): 1.000,
@@ -114,20 +109,14 @@ def build_forms(config: Config) -> dict[str, nn.Module]:
     return dict(zip(FORMS, models, strict=True))
 
 
-def check_backends(backends: Sequence[str]) -> None:
-    """Raise ValueError unless all are names out of ``BACKENDS``, joined by ``+``."""
-    if unknown := sorted({name for backend in backends for name in backend.split('+')} - set(BACKENDS)):
-        raise ValueError(f'unknown backend {", ".join(unknown)}: choose out of {", ".join(BACKENDS)}, joined by +')
-
-
 def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], object]:
     """A call that runs one forward pass to its end.
 
     Args:
         model: A whole model.
         images: Normalised images on the device that it shall run on.
-        backend: Names out of ``BACKENDS``, joined by ``+``: ``fp32`` is nothing, ``amp`` autocast (float16 on a GPU,
-            bfloat16 on a CPU), ``bf16`` weights and images in bfloat16.
+        backend: Names out of :data:`repl_mm.analysis.timing.BACKENDS`, joined by ``+``: ``fp32`` is nothing, ``amp``
+            autocast (float16 on a GPU, bfloat16 on a CPU), ``bf16`` weights and images in bfloat16.
 
     Raises:
         ValueError: A backend that does not exist.
@@ -156,25 +145,6 @@ def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], o
         return outputs
 
     return call
-
-
-def time_in_turns(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, all called once in a turn, for at least ten turns and ``seconds``.
-
-    Every other turn goes backwards, so that no call always follows the same one.
-    """
-    for call in calls.values():
-        for _ in range(3):
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end, turn = time.perf_counter() + seconds, 0
-    while turn < 10 or time.perf_counter() < end:
-        for name in list(calls)[:: -1 if turn % 2 else 1]:
-            start = time.perf_counter()
-            calls[name]()
-            times[name].append(time.perf_counter() - start)
-        turn += 1
-    return times
 
 
 def measure(
@@ -233,25 +203,6 @@ def measure(
     return rows
 
 
-def describe(device: torch.device) -> str:
-    """Hardware, versions and date in one line."""
-    if device.type == 'cuda':
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        models = [line.split(':')[1] for line in Path('/proc/cpuinfo').read_text().splitlines() if 'model name' in line]
-        hardware = f'{(models or [platform.processor()])[0].strip()}, {torch.get_num_threads()} threads'
-    return f'{hardware}, torch {torch.__version__}, repl_mm {__version__}, {date.today()}.'
-
-
-def as_csv(rows: Sequence[Latency]) -> str:
-    """All figures, one line per form."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Latency)], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return buffer.getvalue()
-
-
 def as_markdown(rows: Sequence[Latency], *, conditions: str) -> str:
     """The figures as a table with the published ones beside them."""
     head = ['model', 'sites', 'backend', 'batch', 'size', 'form', 'median (ms)', 'p90 (ms)', 'images/s', 'turns']
@@ -260,17 +211,14 @@ def as_markdown(rows: Sequence[Latency], *, conditions: str) -> str:
     for row in rows:
         cells = [row.config, row.sites, row.backend, str(row.batch), row.size, row.form]
         cells += [f'{row.median_ms:.2f}', f'{row.p90_ms:.2f}', f'{row.images_per_s:.1f}', str(row.turns)]
-        cells += [_ratio(row.over_e2e, row.over_e2e_quartiles), _ratio(row.flop_bound), _ratio(row.published_over_e2e)]
-        cells += [_ratio(row.over_dynamic, row.over_dynamic_quartiles), _ratio(row.published_over_dynamic)]
+        cells += [
+            format_ratio(row.over_e2e, row.over_e2e_quartiles),
+            format_ratio(row.flop_bound),
+            format_ratio(row.published_over_e2e),
+        ]
+        cells += [format_ratio(row.over_dynamic, row.over_dynamic_quartiles), format_ratio(row.published_over_dynamic)]
         lines.append(cells)
-    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-    return f'{table}\n\n{conditions}\n'
-
-
-def _ratio(value: float | None, quartiles: tuple[float, float] | None = None) -> str:
-    if value is None:
-        return ''
-    return f'{value:.3f}' + (f' ({quartiles[0]:.2f} to {quartiles[1]:.2f})' if quartiles else '')
+    return f'{as_markdown_table(lines)}\n{conditions}\n'
 
 
 def as_table(rows: Sequence[Latency]) -> Table:
@@ -278,7 +226,10 @@ def as_table(rows: Sequence[Latency]) -> Table:
     table = Table('model', 'sites', 'backend', 'batch', 'form', 'median (ms)', 'over E2E', 'over dynamic')
     for row in rows:
         name, policy = row.config.split('_')[0], row.sites.split()[0].removeprefix('policy=')
-        ratios = _ratio(row.over_e2e, row.over_e2e_quartiles), _ratio(row.over_dynamic, row.over_dynamic_quartiles)
+        ratios = (
+            format_ratio(row.over_e2e, row.over_e2e_quartiles),
+            format_ratio(row.over_dynamic, row.over_dynamic_quartiles),
+        )
         table.add_row(name, policy, row.backend, str(row.batch), row.form, f'{row.median_ms:.2f}', *ratios)
     return table
 

@@ -1,0 +1,471 @@
+"""What one training step costs in time and memory: end to end, replaced, and with the usual ways to save beside it.
+
+All variants of a model are timed in turns, step by step, with the losses, the optimizer and the mixed precision of the
+host libraries; each ratio is the median of the ratios within a turn.
+"""
+
+import copy
+import gc
+import io
+import resource
+import statistics
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# The seams come before the host libraries.
+import repl_mm.compat
+
+# isort: split
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import turn_on_activation_checkpointing
+from mmengine.structures import InstanceData, PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
+from rich.table import Table
+from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.hooks import RemovableHandle
+
+import repl_mm.cpu  # noqa: F401
+from repl_mm.analysis.timing import as_markdown_table, check_backends, format_ratio, time_in_turns
+from repl_mm.layers import ComputingLayer
+
+# Ways to replace. ``lean`` recomputes activations and samples gradients; ``half`` takes every second block.
+RECIPES: dict[str, dict[str, Any]] = {
+    'interval': dict(policy='interval', every=4),
+    'budget': dict(policy='budget', every=4),
+    'lean': dict(policy='budget', every=4, recompute=True, grad_fraction=0.25),
+    'half': dict(policy='budget', every=2),
+    'half, lean': dict(policy='budget', every=2, recompute=True, grad_fraction=0.25),
+}
+STOCHASTIC_DEPTH = 0.2
+# The rows of a table, in order; see :func:`build_variants`.
+VARIANTS = (
+    'E2E',
+    *(f'{what}, {recipe}' for recipe in ('interval', 'budget', 'half') for what in ('drop', 'RepL')),
+    'RepL, lean',
+    'RepL, half, lean',
+    'SD',
+    'RepL, budget + SD',
+    'AC',
+    'RepL, budget + AC',
+)
+# Published by arXiv 2605.19533, Tables I, II, VIII and XIV: (memory, time) of RepL over those of E2E, on A100s.
+PUBLISHED = {
+    'resnet32': (0.796, 0.785),
+    'resnet110': (0.818, 0.799),
+    'vit-tiny-p8': (0.740, 0.830),
+    'resnet34': (0.875, 0.886),
+    'resnet101': (0.862, 0.856),
+    'resnet152': (0.877, 0.858),
+    'vit-tiny-p16': (0.788, 0.811),
+    'vit-small-p16': (0.771, 0.773),
+    'vit-base-p16': (0.713, 0.749),
+    'retinanet_r50': (0.850, 0.841),
+    'retinanet_r101': (0.812, 0.842),
+    'deeplabv3_r50-d8': (0.849, 0.850),
+    'deeplabv3plus_r50-d8': (0.846, 0.841),
+    'deeplabv3_r101-d8': (0.838, 0.863),
+    'deeplabv3plus_r101-d8': (0.840, 0.851),
+}
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a step of one variant of a model costs.
+
+    Attributes:
+        model: Name of the model, as in ``PUBLISHED`` where it is there.
+        variant: One of ``VARIANTS``, or what the caller calls it.
+        backend: What it ran with.
+        batch: Images in a batch.
+        size: Height and width of the images.
+        note: Why there are no figures, or empty.
+        step_ms: Median time of a step.
+        forward_ms: Of it, forward pass and losses.
+        backward_ms: Of it, the backward pass.
+        optimizer_ms: Of it, the optimizer's step.
+        time: Time over E2E's, the median of the turns' ratios.
+        time_quartiles: Lower and upper quartile of these ratios.
+        memory_mib: Peak memory of a step.
+        memory: The same over E2E's.
+        weights_mib: Of the peak, parameters and buffers.
+        gradients_mib: Of the peak, gradients.
+        optimizer_mib: Of the peak, the optimizer's state.
+        activations_mib: Of the peak, the rest: what is kept for the backward pass, and passing tensors.
+        published_time: Published time of RepL over E2E.
+        published_memory: The same of memory.
+        turns: How often each variant was timed.
+    """
+
+    model: str
+    variant: str
+    backend: str
+    batch: int
+    size: str
+    note: str = ''
+    step_ms: float | None = None
+    forward_ms: float | None = None
+    backward_ms: float | None = None
+    optimizer_ms: float | None = None
+    time: float | None = None
+    time_quartiles: tuple[float, float] | None = None
+    memory_mib: float | None = None
+    memory: float | None = None
+    weights_mib: float | None = None
+    gradients_mib: float | None = None
+    optimizer_mib: float | None = None
+    activations_mib: float | None = None
+    published_time: float | None = None
+    published_memory: float | None = None
+    turns: int = 0
+
+
+def name_of(config: Config) -> str:
+    """What the rows of a config are called: its name without the recipe."""
+    stem = Path(config.filename).stem.replace('-repl', '')
+    backbone = config.model.backbone
+    if stem.startswith('resnet') and backbone.get('depth'):
+        return f'resnet{backbone.depth}'
+    if stem.startswith('vit-tiny_'):
+        return f'vit-tiny-p{backbone.patch_size}'
+    known = [name for name in PUBLISHED if stem.startswith(f'{name}_')]
+    return known[0] if known else stem
+
+
+def with_repl(config: Config, **repl: Any) -> Config:
+    """A copy of the config with other sites or another form; the fusion of MLPs stays as it is."""
+    config = copy.deepcopy(config)
+    kept = {key: value for key, value in config.model.backbone.repl.items() if key == 'mlp_fusion'}
+    if 'ViT' in config.model.backbone.type:
+        repl.pop('grad_fraction', None)
+    if repl.get('form') == 'drop':
+        kept = {}
+    # Replaced, not merged: the options of one policy are not those of another.
+    config.model.backbone.pop('repl')
+    config.model.backbone.repl = kept | repl
+    return config
+
+
+def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str, Config]:
+    """Configs of the variants of a config with sites.
+
+    Args:
+        config: A config with ``repl``; its own choice of sites is the variant ``'RepL'``.
+        names: Out of ``VARIANTS``, ``'RepL'`` and ``'drop'``. ``SD`` is stochastic depth, for ViTs the host's drop
+            path; ``AC`` activation checkpointing of every retained block.
+
+    Raises:
+        ValueError: A name that does not exist, or a config that replaces nothing.
+    """
+    if not config.model.get('backbone', {}).get('repl'):
+        raise ValueError(f"{config.filename} replaces nothing: give one with repl=dict(policy='interval', every=4)")
+    found = {}
+    for name in names:
+        what, *extra = name.split(' + ') if name not in ('SD', 'AC') else ('E2E', name)
+        kind, _, recipe = what.partition(', ')
+        if kind not in ('E2E', 'drop', 'RepL') or (recipe and recipe not in RECIPES) or set(extra) - {'SD', 'AC'}:
+            raise ValueError(f'unknown variant {name!r}: choose out of RepL, drop, {", ".join(VARIANTS)}')
+        own = {key: value for key, value in config.model.backbone.repl.items() if key != 'mlp_fusion'}
+        chosen = RECIPES[recipe] if recipe else own
+        variant = with_repl(config, **chosen | (dict(form='drop') if kind == 'drop' else {}))
+        if kind == 'E2E':
+            variant.model.backbone.repl = None
+        if 'SD' in extra:
+            is_vit = 'ViT' in variant.model.backbone.type
+            variant.model.backbone['drop_path_rate' if is_vit else 'stochastic_depth'] = STOCHASTIC_DEPTH
+        variant.activation_checkpointing = 'AC' in extra
+        found[name] = variant
+    return found
+
+
+class TrainingStep:
+    """A call that trains a model for one step, on random images and labels.
+
+    Args:
+        config: Config of a classifier, detector or segmenter.
+        batch: Images in a batch.
+        size: Height and width of the images.
+        backend: Names out of :data:`repl_mm.analysis.timing.BACKENDS` but ``bf16``, joined by ``+``.
+        device: Where to train.
+
+    Attributes:
+        phases: Seconds of forward pass, backward pass and optimizer of each step so far.
+    """
+
+    def __init__(
+        self, config: Config, *, batch: int, size: tuple[int, int], backend: str, device: torch.device
+    ) -> None:
+        names = backend.split('+')
+        scope = config.get('default_scope')
+        with DefaultScope.overwrite_default_scope(scope):
+            self.model = MODELS.build(config.model).to(device).train()
+            wrapper = copy.deepcopy(config.optim_wrapper)
+            wrapper.type = 'AmpOptimWrapper' if 'amp' in names else 'OptimWrapper'
+            # Random labels teach nothing; weights that stay where they are keep every step alike.
+            wrapper.optimizer.lr = 1e-9
+            self.wrapper = build_optim_wrapper(self.model, wrapper)
+        if config.get('activation_checkpointing'):
+            checkpoint_activations(self.model.backbone)
+        self.images = torch.randn(batch, 3, *size, device=device)
+        self.samples = _label(self.model, scope, batch, size, device)
+        if 'channels-last' in names:
+            self.model.to(memory_format=torch.channels_last)
+            self.images = self.images.to(memory_format=torch.channels_last)
+        if 'compile' in names:
+            self.model.backbone.compile()
+        self.device = device
+        self.phases: list[tuple[float, float, float]] = []
+
+    def __call__(self) -> None:
+        begin = self._now()
+        with self.wrapper.optim_context(self.model):
+            losses = self.model(self.images, self.samples, mode='loss')
+        loss = self.wrapper.scale_loss(self.model.parse_losses(losses)[0])
+        after_forward = self._now()
+        self.wrapper.backward(loss)
+        after_backward = self._now()
+        self.wrapper.step()
+        self.wrapper.zero_grad()
+        self.phases.append((after_forward - begin, after_backward - after_forward, self._now() - after_backward))
+
+    def _now(self) -> float:
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Checkpoint every retained block: by the host's own option where it has one, else by mmengine."""
+    for name, blocks in backbone.stages().items():
+        for index, block in enumerate(blocks):
+            if hasattr(block, 'with_cp'):
+                block.with_cp = True
+            elif not isinstance(block, ComputingLayer | nn.Identity):
+                turn_on_activation_checkpointing(backbone, f'{name}.{index}')
+
+
+def _label(model: nn.Module, scope: str, batch: int, size: tuple[int, int], device: torch.device) -> list[Any]:
+    """Random labels: a class, seven boxes as an image of COCO has on average, or a class for each pixel."""
+    if scope == 'mmpretrain':
+        return [
+            DataSample().set_gt_label(torch.randint(model.head.num_classes, (1,), device=device)) for _ in range(batch)
+        ]
+    samples = []
+    for _ in range(batch):
+        if scope == 'mmdet':
+            corners = torch.rand(7, 2, 2, device=device).sort(dim=1).values * torch.tensor(size[::-1], device=device)
+            sample = DetDataSample(
+                metainfo=dict(img_shape=size, batch_input_shape=size, pad_shape=size, ori_shape=size)
+            )
+            labels = torch.randint(model.bbox_head.num_classes, (7,), device=device)
+            sample.gt_instances = InstanceData(bboxes=corners.flatten(1), labels=labels)
+        else:
+            sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size))
+            classes = torch.randint(model.decode_head.num_classes, (1, *size), device=device)
+            sample.gt_sem_seg = PixelData(data=classes)
+        samples.append(sample)
+    return samples
+
+
+def measure_memory(step: TrainingStep) -> dict[str, float]:
+    """Peak memory of one step in MiB: ``total``, and what it was made of at the peak, by torch's tracker.
+
+    On a GPU the total is the allocator's, which counts what operators need inside of them too; it goes to activations.
+    """
+    tracker = MemTracker()
+    for parameter in step.model.parameters():
+        if not parameter.requires_grad:
+            # The tracker would hook its gradient, which torch refuses.
+            tracker._param_to_grad_hook_handles[parameter] = (RemovableHandle(OrderedDict()),) * 2
+    tracker.track_external(step.model, step.wrapper.optimizer, step.images)
+    resting = tracker.get_tracker_snapshot()[step.device]
+    with tracker, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # about modules that die within a step
+        step()
+    peak = tracker.get_tracker_snapshot('peak')[step.device]
+    parts = {str(getattr(key, 'value', key)): value / MIB for key, value in peak.items()}
+    total = parts['Total']
+    if step.device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        total = resting['Total'] / MIB + (torch.cuda.max_memory_allocated() - before) / MIB
+    split = {
+        'weights': parts['Parameter'] + parts['Buffer'],
+        'gradients': parts['Gradient'],
+        'optimizer': parts['Optstate'],
+    }
+    return split | {'total': total, 'activations': total - sum(split.values())}
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Have allocations fail where memory ends; by default, Linux ends a process that takes too much without a word."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    most = 1024 * (_kibibytes('/proc/self/status', 'VmData') + _kibibytes('/proc/meminfo', 'MemAvailable'))
+    resource.setrlimit(resource.RLIMIT_DATA, (most if before[1] < 0 else min(most, before[1]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _kibibytes(path: str, key: str) -> int:
+    (line,) = (line for line in Path(path).read_text().splitlines() if line.startswith(f'{key}:'))
+    return int(line.split()[1])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def measure_steps(
+    variants: Mapping[str, Config],
+    *,
+    model: str,
+    backend: str,
+    batch: int,
+    size: tuple[int, int],
+    device: torch.device,
+    seconds: float,
+) -> list[StepCost]:
+    """Time and weigh a step of each variant; a variant that does not fit into memory gets a row that says so.
+
+    Args:
+        variants: Configs by name; the first one is what the others are compared with.
+        model: What the rows shall call the model.
+        backend: As for :class:`TrainingStep`.
+        batch: Images in a batch.
+        size: Height and width of the images.
+        device: Where to train.
+        seconds: Time for all turns; at least five are done.
+
+    Raises:
+        ValueError: A backend that does not exist.
+    """
+    check_backends([backend])
+    steps: dict[str, TrainingStep] = {}
+    memory: dict[str, dict[str, float]] = {}
+    notes = {}
+    with limited_memory() if device.type == 'cpu' else nullcontext(), warnings.catch_warnings():
+        # The host libraries leave it to torch how to checkpoint.
+        warnings.filterwarnings('ignore', message='.*use_reentrant')
+        for name, config in variants.items():
+            try:
+                step = TrainingStep(config, batch=batch, size=size, backend=backend, device=device)
+                step()  # the optimizer's state comes with the first step
+                memory[name] = measure_memory(step)
+                steps[name] = step
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    raise
+                notes[name] = 'out of memory'
+                step = None
+                gc.collect()
+        times = time_in_turns(steps, seconds=seconds, least=5) if steps else {}
+    published = PUBLISHED.get(model, (None, None))
+    reference = next(iter(variants))
+    rows = []
+    for name in variants:
+        row = dict(model=model, variant=name, backend=backend, batch=batch, size=f'{size[0]} x {size[1]}')
+        row |= dict(published_memory=published[0], published_time=published[1])
+        if name in notes:
+            rows.append(StepCost(**row, note=notes[name]))
+            continue
+        turns = len(times[name])
+        phases = [1000 * statistics.median(phase) for phase in zip(*steps[name].phases[-turns:], strict=True)]
+        row |= dict(zip(('forward_ms', 'backward_ms', 'optimizer_ms'), phases, strict=True))
+        row |= {f'{part}_mib': value for part, value in memory[name].items() if part != 'total'}
+        row |= dict(step_ms=1000 * statistics.median(times[name]), memory_mib=memory[name]['total'], turns=turns)
+        if reference in steps:
+            ratios = np.divide(times[name], times[reference])
+            low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+            row |= dict(time=middle, time_quartiles=(low, high))
+            row |= dict(memory=memory[name]['total'] / memory[reference]['total'])
+        rows.append(StepCost(**row))
+    return rows
+
+
+def as_markdown(rows: Sequence[StepCost], *, conditions: str) -> str:
+    """The figures as a table with the published ones beside them."""
+    head = ['model', 'variant', 'backend', 'batch', 'size', 'time / E2E', 'published', 'memory / E2E', 'published']
+    head += ['step (ms)', 'forward', 'backward', 'optimizer', 'memory (MiB)', 'weights', 'gradients', 'optimizer state']
+    head += ['activations', 'turns']
+    lines = [head, ['---'] * 3 + ['---:'] + ['---'] + ['---:'] * (len(head) - 5)]
+    for row in rows:
+        replaced = row.variant.startswith('RepL')
+        ratios = [format_ratio(row.time, row.time_quartiles) or row.note]
+        ratios += [format_ratio(row.published_time if replaced else None), format_ratio(row.memory)]
+        ratios += [format_ratio(row.published_memory if replaced else None)]
+        milliseconds = (row.step_ms, row.forward_ms, row.backward_ms, row.optimizer_ms)
+        sizes = (row.memory_mib, row.weights_mib, row.gradients_mib, row.optimizer_mib, row.activations_mib)
+        figures = ['' if value is None else f'{value:.1f}' for value in (*milliseconds, *sizes)]
+        lines.append([row.model, row.variant, row.backend, str(row.batch), row.size, *ratios, *figures, str(row.turns)])
+    return f'{as_markdown_table(lines)}\n{conditions}\n'
+
+
+def as_table(rows: Sequence[StepCost]) -> Table:
+    """The short form for a terminal."""
+    table = Table('model', 'variant', 'backend', 'batch', 'time / E2E', 'memory / E2E', 'step (ms)', 'memory (MiB)')
+    for row in rows:
+        figures = (row.step_ms, row.memory_mib)
+        table.add_row(
+            row.model, row.variant, row.backend, str(row.batch), format_ratio(row.time) or row.note,
+            format_ratio(row.memory), *('' if value is None else f'{value:.1f}' for value in figures),
+        )  # fmt: skip
+    return table
+
+
+def as_png(rows: Sequence[StepCost], *, conditions: str) -> bytes:
+    """Time and memory over those of E2E, a panel for each model, backend and batch size."""
+    panels: dict[tuple[Any, ...], list[StepCost]] = {}
+    for row in rows:
+        panels.setdefault((row.model, row.backend, row.batch, row.size), []).append(row)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.5 * columns, 1.2 + 4.2 * lines), layout='constrained')
+    for axes, (what, shown) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=False):
+        _plot_panel(axes, shown)
+        axes.set_title(f'{what[0]}, {what[1]}, batch {what[2]}, {what[3]}', fontsize=9)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
+    figure.supxlabel('step time over E2E', fontsize=10)
+    figure.supylabel('peak memory over E2E', fontsize=10)
+    figure.suptitle(conditions, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=110)
+    return buffer.getvalue()
+
+
+def _plot_panel(axes: Axes, rows: Sequence[StepCost]) -> None:
+    colours = {'E2E': '#222222', 'drop': '#888888', 'RepL': '#c2571a', 'SD': '#33608f', 'AC': '#33608f'}
+    measured = [row for row in rows if row.time is not None]
+    axes.axhline(1, color='#bbb', linewidth=0.8)
+    axes.axvline(1, color='#bbb', linewidth=0.8)
+    for row in measured:
+        kind = row.variant.partition(',')[0].partition(' ')[0]
+        axes.plot(row.time_quartiles, (row.memory, row.memory), color=colours[kind], linewidth=1, alpha=0.6)
+        axes.plot(row.time, row.memory, 'o' if kind == 'RepL' else 's', color=colours[kind], markersize=5)
+        axes.annotate(row.variant, (row.time, row.memory), xytext=(4, 3), textcoords='offset points', fontsize=6.5)
+    first = rows[0]
+    if first.published_time is not None:
+        axes.plot(first.published_time, first.published_memory, 'D', color='#2b8a3e', markersize=6)
+        axes.annotate('published, A100', (first.published_time, first.published_memory), xytext=(4, -9),
+                      textcoords='offset points', fontsize=6.5, color='#2b8a3e')  # fmt: skip
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.margins(0.16)

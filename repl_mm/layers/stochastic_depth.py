@@ -1,0 +1,57 @@
+"""Stochastic depth (Huang et al. 2016): in training, whole residual blocks are skipped at random.
+
+It stands beside replacement in the papers' Table IX. The host libraries' drop path zeroes the branch of single images
+after computing it, which regularises in the same way and saves nothing.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from repl_mm.layers.base import ComputingLayer
+
+
+class _Skippable:
+    """Goes before a residual block's class among the bases."""
+
+    skip_rate: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The input is rectified already, so that it is what the block gives with its branch at zero.
+        if self.training and torch.rand(()).item() < self.skip_rate:
+            return x
+        return super().forward(x)
+
+
+@cache
+def _skippable(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f'Skippable{kind.__name__}', (_Skippable, kind), {})
+
+
+def _make_up_for_skips(norm: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+    return out / (1 - norm.skip_rate) if norm.training else None
+
+
+def skip_at_random(blocks: Iterable[nn.Module], rate: float) -> None:
+    """Have residual blocks skipped in training, in place; a block that changes the shape never is.
+
+    The rates rise linearly with depth, up to ``rate`` at the last block. A branch that is computed is scaled up, so
+    that evaluation and deployment stay as they are. All images of a batch share one draw, and each process draws
+    for itself:
+    training on several needs ``find_unused_parameters=True`` and no synchronised batch norm.
+
+    Args:
+        blocks: The residual blocks in network order; computing layers among them are left alone, but count.
+        rate: From 0 up to, but not including 1.
+    """
+    blocks = list(blocks)
+    for number, block in enumerate(blocks, start=1):
+        if isinstance(block, ComputingLayer | nn.Identity) or block.downsample is not None:
+            continue
+        last = block.norm3 if hasattr(block, 'norm3') else block.norm2
+        block.skip_rate = last.skip_rate = rate * number / len(blocks)
+        # A new module around the block would change its keys in the state dict.
+        block.__class__ = _skippable(type(block))
+        last.register_forward_hook(_make_up_for_skips)
