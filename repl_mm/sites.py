@@ -6,7 +6,7 @@ and no two sites are adjacent.
 """
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -133,9 +133,9 @@ def budget(
         )
     wanted = _wanted(sum(layout.blocks), every=every, count=count, fraction=fraction)
     eligible = layout.eligible()
-    most = _most(eligible)
-    sites = _spread(layout, eligible, number=min(wanted, most))
-    note = f'{wanted} sites were asked for, but no more than {most} fit into {layout.name}' if most < wanted else ''
+    room = most(eligible)
+    sites = spread(layout, eligible, number=min(wanted, room))
+    note = f'{wanted} sites were asked for, but no more than {room} fit into {layout.name}' if room < wanted else ''
     return Selection(layout, sites, note=note)
 
 
@@ -193,7 +193,7 @@ def _adjacent(left: Site, right: Site) -> bool:
     return left.stage == right.stage and abs(left.index - right.index) == 1
 
 
-def _most(eligible: Sequence[Site]) -> int:
+def most(eligible: Sequence[Site]) -> int:
     """Size of the largest set of non-adjacent sites: taking each one that is free, from the left."""
     taken: list[Site] = []
     for site in eligible:
@@ -202,8 +202,17 @@ def _most(eligible: Sequence[Site]) -> int:
     return len(taken)
 
 
-def _spread(layout: Layout, eligible: Sequence[Site], *, number: int) -> tuple[Site, ...]:
-    """The ``number`` non-adjacent sites nearest to the middles of equal parts, by dynamic programming."""
+def spread(
+    layout: Layout, eligible: Sequence[Site], *, number: int, worth: Callable[[Site], int] = lambda site: 0
+) -> tuple[Site, ...]:
+    """The non-adjacent sites of the greatest worth; among equals, those nearest to the middles of equal parts.
+
+    Args:
+        layout: Block counts of the network.
+        eligible: Sites to choose from, in network order.
+        number: How many to choose, at most :func:`most`.
+        worth: What a site is worth; all the same by default, which leaves the even spread.
+    """
     blocks = sum(layout.blocks)
 
     def distance(site: Site, part: int) -> int:
@@ -211,16 +220,17 @@ def _spread(layout: Layout, eligible: Sequence[Site], *, number: int) -> tuple[S
         return (2 * number * layout.depth(site) - ((2 * part + 1) * blocks - number)) ** 2
 
     @cache
-    def best(start: int, part: int) -> tuple[int, tuple[Site, ...]] | None:
+    def best(start: int, part: int) -> tuple[tuple[int, int], tuple[Site, ...]] | None:
         """Least cost and sites for parts ``part`` onwards, taken from ``eligible[start:]``."""
         if part == number:
-            return 0, ()
+            return (0, 0), ()
         choices = []
         for at in range(start, len(eligible)):
             site = eligible[at]
             after = at + 1 + (at + 1 < len(eligible) and _adjacent(site, eligible[at + 1]))
             if (rest := best(after, part + 1)) is not None:
-                choices.append((distance(site, part) + rest[0], (site, *rest[1])))
+                cost = (rest[0][0] - worth(site), rest[0][1] + distance(site, part))
+                choices.append((cost, (site, *rest[1])))
         least = min((cost for cost, _ in choices), default=None)
         return None if least is None else (least, max(sites for cost, sites in choices if cost == least))
 

@@ -53,7 +53,7 @@ custom_hooks = [dict(type='Probe')]
 data_preprocessor = dict(num_classes=10, mean=[78.0] * 3, std=[96.0] * 3, to_rgb=False)
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='repl_mm.ReplResNetCIFAR', depth=32, repl=dict(policy='interval', every=4)),
+    backbone=dict(type='repl_mm.ReplResNetCIFAR', depth=32, repl=dict(policy='interval', every=4, recompute=True)),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
 )

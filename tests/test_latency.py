@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 from test_tools import run
 
-from repl_mm.analysis import latency
+from repl_mm.analysis import latency, timing
 from repl_mm.analysis.complexity import count
 from repl_mm.analysis.latency import FORMS, as_markdown, as_png, build_forms, measure, prepare
 from repl_mm.analysis.timing import as_csv, time_in_turns
@@ -27,7 +27,7 @@ MEASURED = dict(backend='fp32', batch=2, size=(32, 32), device=torch.device('cpu
 
 def test_turns_go_back_and_forth_and_last_long_enough(monkeypatch):
     order, clock = [], itertools.count()
-    monkeypatch.setattr(latency.time, 'perf_counter', lambda: next(clock))
+    monkeypatch.setattr(timing.time, 'perf_counter', lambda: next(clock))
     times = time_in_turns({name: lambda name=name: order.append(name) for name in 'abc'}, seconds=200)
     assert ''.join(order[:9]) == 'aaabbbccc'
     assert ''.join(order[9:21]) == 'abccbaabccba'

@@ -13,6 +13,7 @@ from conftest import randomise
 from mmengine.model import ExponentialMovingAverage
 from test_layers import basic, bottleneck, encoder, residual, transformer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck, HeadwiseEncoderLayer, ScalarEncoderLayer
 from repl_mm.layers.lean import sampled_conv2d
@@ -137,6 +138,33 @@ def test_the_compiler_keeps_a_sampled_gradient():
     x = torch.randn(1, 8, 9, 7)  # one image, which is always drawn
     for ours, theirs in zip(step(compiled, x), step(layer, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+@pytest.mark.parametrize('options', [dict(), dict(recompute=True)], ids=str)
+@pytest.mark.parametrize('kind', LAYERS)
+def test_a_checkpointed_layer_has_the_same_gradients(kind, options, reentrant):
+    layer = randomise(LAYERS[kind](**options)).train()
+    x = torch.randn(SHAPES[kind], requires_grad=True)
+    wanted = (x, *layer.parameters())
+    grads = []
+    for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=reentrant)):
+        for tensor in wanted:
+            tensor.grad = None
+        run(x).square().sum().backward()
+        grads.append([tensor.grad for tensor in wanted])
+    assert all(a.equal(b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize('options', [dict(), dict(recompute=True)], ids=str)
+@pytest.mark.parametrize('kind', LAYERS)
+def test_gradients_accumulate(kind, options):
+    layer = randomise(LAYERS[kind](**options)).eval()  # each image by itself
+    x = torch.randn(SHAPES[kind])
+    whole = torch.autograd.grad(layer(x).square().sum(), (layer.alpha, layer.beta))
+    for half in x.split(2):
+        layer(half).square().sum().backward()
+    torch.testing.assert_close((layer.alpha.grad, layer.beta.grad), whole, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

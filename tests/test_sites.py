@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repl_mm.sites import Layout, Site, choose
+from repl_mm.sites import Layout, Site, choose, most, spread
 
 BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 32: (5, 5, 5), 110: (18, 18, 18)}
 BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -240,3 +240,16 @@ def test_budget_is_spread_as_evenly_as_possible(network, count):
         least = min(map(cost, sets))
         deepest = max(c for c in sets if cost(c) == least)
         assert choose(network, policy='budget', count=count).sites == deepest
+
+
+@given(networks, st.integers(1, 3), st.lists(st.integers(-3, 3), min_size=60, max_size=60))
+def test_the_most_worth_comes_before_the_even_spread(network, count, worths):
+    """Oracle: brute force over all sets of that size."""
+    eligible = network.eligible()
+    value = dict(zip(eligible, worths, strict=False))
+    if len(eligible) > 30 or most(eligible) < count:
+        return
+    sets = [c for c in combinations(eligible, count) if not any(Site(s, i + 1) in c for s, i in c)]
+    chosen = spread(network, eligible, number=count, worth=value.__getitem__)
+    assert sum(map(value.get, chosen)) == max(sum(map(value.get, c)) for c in sets)
+    assert spread(network, eligible, number=count) == choose(network, policy='budget', count=count).sites

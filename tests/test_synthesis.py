@@ -136,11 +136,12 @@ def test_a_frozen_coefficient_gets_no_gradient():
     assert beta.grad is not None
 
 
+@pytest.mark.parametrize('half', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('form', FORMS)
-def test_autocast_leaves_the_synthesis_in_float32(form):
+def test_autocast_leaves_the_synthesis_in_float32(form, half):
     mixed, plain, *tensors = sources(form)
     alpha, prev, beta, next = (tensor.detach().float().requires_grad_() for tensor in tensors)
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast('cpu', half):
         weight = mixed(alpha, prev, beta, next)
         weight.sum().backward()
     expected = torch.autograd.grad(plain(alpha, prev, beta, next).sum(), alpha)[0]

@@ -12,9 +12,10 @@ import statistics
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -366,22 +367,73 @@ def measure_steps(
         # The host libraries leave it to torch how to checkpoint.
         warnings.filterwarnings('ignore', message='.*use_reentrant')
         for name, config in variants.items():
-            try:
-                step = TrainingStep(config, batch=batch, size=size, backend=backend, device=device)
-                step()  # the optimizer's state comes with the first step
-                memory[name] = measure_memory(step)
-                steps[name] = step
-            except Exception as error:
-                if not _is_out_of_memory(error):
-                    raise
-                notes[name] = 'out of memory'
-                step = None
-                gc.collect()
-        times = time_in_turns(steps, seconds=seconds, least=5) if steps else {}
+            with _noting_shortage(notes, name):
+                steps[name] = TrainingStep(config, batch=batch, size=size, backend=backend, device=device)
+                steps[name]()  # the optimizer's state comes with the first step
+                memory[name] = measure_memory(steps[name])
+            _drop(steps, notes)
+        times = _time(steps, notes, seconds=seconds)
+    rows = _rows(list(variants), steps, memory, times, notes, model=model, backend=backend, batch=batch, size=size)
+    _drop(steps, steps)
+    return rows
+
+
+@contextmanager
+def _noting_shortage(notes: dict[str, str], name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        notes[name] = 'out of memory'
+
+
+def _drop(steps: dict[str, TrainingStep], names: Iterable[str]) -> None:
+    """Forget these steps and free what they hold."""
+    for name in list(names):
+        if name in steps:
+            # torch's memory tracker keeps the parameters alive.
+            for parameter in steps.pop(name).model.parameters():
+                parameter.data = parameter.data.new_empty(0)
+    gc.collect()
+
+
+def _time(steps: dict[str, TrainingStep], notes: dict[str, str], *, seconds: float) -> dict[str, list[float]]:
+    """Seconds of each step in turns; one that runs out of memory is dropped, and the others begin again."""
+    running = ''
+
+    def run(name: str) -> None:
+        nonlocal running
+        running = name
+        steps[name]()
+
+    while steps:
+        try:
+            return time_in_turns({name: partial(run, name) for name in steps}, seconds=seconds, least=5)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            notes[running] = 'out of memory'
+        _drop(steps, notes)
+    return {}
+
+
+def _rows(
+    names: Sequence[str],
+    steps: Mapping[str, TrainingStep],
+    memory: Mapping[str, Mapping[str, float]],
+    times: Mapping[str, Sequence[float]],
+    notes: Mapping[str, str],
+    *,
+    model: str,
+    backend: str,
+    batch: int,
+    size: tuple[int, int],
+) -> list[StepCost]:
     published = PUBLISHED.get(model, (None, None))
-    reference = next(iter(variants))
+    reference = names[0]
     rows = []
-    for name in variants:
+    for name in names:
         row = dict(model=model, variant=name, backend=backend, batch=batch, size=f'{size[0]} x {size[1]}')
         row |= dict(published_memory=published[0], published_time=published[1])
         if name in notes:
@@ -416,7 +468,41 @@ def as_markdown(rows: Sequence[StepCost], *, conditions: str) -> str:
         sizes = (row.memory_mib, row.weights_mib, row.gradients_mib, row.optimizer_mib, row.activations_mib)
         figures = ['' if value is None else f'{value:.1f}' for value in (*milliseconds, *sizes)]
         lines.append([row.model, row.variant, row.backend, str(row.batch), row.size, *ratios, *figures, str(row.turns)])
-    return f'{as_markdown_table(lines)}\n{conditions}\n'
+    return f'{as_markdown_table(lines)}\n{_published_savings(rows)}{conditions}\n'
+
+
+def _published_savings(rows: Sequence[StepCost]) -> str:
+    """For each published model, which variant saves as much, or which comes nearest and what bounds it."""
+    lines = [['model', 'backend', 'batch', 'published time, memory', 'variant', 'its time, memory', 'most by dropping']]
+    lines.append(['---'] * 3 + ['---:', '---', '---:', '---:'])
+    for (model, backend, batch, _), panel in by_model(rows).items():
+        ours = [row for row in panel if row.variant.startswith('RepL') and row.time is not None]
+        if panel[0].published_time is None or not ours:
+            continue
+        reached = [row for row in ours if _shortfall(row) <= 1]
+        # In the order of the variants, so with the fewest replaced blocks; or else the nearest.
+        best = reached[0] if reached else min(ours, key=_shortfall)
+        dropped = [row for row in panel if row.variant.startswith('drop') and row.time is not None]
+        bound = [f'{min(r.time for r in dropped):.3f}, {min(r.memory for r in dropped):.3f}'] if dropped else ['']
+        published = f'{best.published_time:.3f}, {best.published_memory:.3f}'
+        word = f'{best.variant} reaches both' if reached else f'none reaches both; nearest {best.variant}'
+        lines.append([model, backend, str(batch), published, word, f'{best.time:.3f}, {best.memory:.3f}', *bound])
+    if len(lines) == 2:
+        return ''
+    return f'Published savings, over E2E:\n\n{as_markdown_table(lines)}\n'
+
+
+def _shortfall(row: StepCost) -> float:
+    """How far a row is from both published ratios, by the worse one; at most 1 where it reaches both."""
+    return max(row.time / row.published_time, row.memory / row.published_memory)
+
+
+def by_model(rows: Sequence[StepCost]) -> dict[tuple[str, str, int, str], list[StepCost]]:
+    """The rows that were measured together, by model, backend, batch and size."""
+    panels: dict[tuple[str, str, int, str], list[StepCost]] = {}
+    for row in rows:
+        panels.setdefault((row.model, row.backend, row.batch, row.size), []).append(row)
+    return panels
 
 
 def as_table(rows: Sequence[StepCost]) -> Table:
@@ -433,9 +519,7 @@ def as_table(rows: Sequence[StepCost]) -> Table:
 
 def as_png(rows: Sequence[StepCost], *, conditions: str) -> bytes:
     """Time and memory over those of E2E, a panel for each model, backend and batch size."""
-    panels: dict[tuple[Any, ...], list[StepCost]] = {}
-    for row in rows:
-        panels.setdefault((row.model, row.backend, row.batch, row.size), []).append(row)
+    panels = by_model(rows)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(5.5 * columns, 1.2 + 4.2 * lines), layout='constrained')

@@ -30,8 +30,9 @@ def _skippable(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f'Skippable{kind.__name__}', (_Skippable, kind), {})
 
 
-def _make_up_for_skips(norm: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-    return out / (1 - norm.skip_rate) if norm.training else None
+def _make_up_for_skips(norm: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
+    if norm.training:
+        out.mul_(1 / (1 - norm.skip_rate))  # in place: a norm keeps its input for the backward pass, not its output
 
 
 def skip_at_random(blocks: Iterable[nn.Module], rate: float) -> None:
