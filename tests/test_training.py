@@ -20,21 +20,17 @@ from test_tools import run
 
 from repl_mm.analysis import training
 from repl_mm.analysis.cost import count_cost
+from repl_mm.analysis.recipes import PUBLISHED, VARIANTS, build_variants, name_of
+from repl_mm.analysis.step_report import as_markdown, as_png
 from repl_mm.analysis.timing import as_csv
 from repl_mm.analysis.training import (
     MIB,
-    PUBLISHED,
-    VARIANTS,
     StepCost,
     TrainingStep,
-    as_markdown,
-    as_png,
-    build_variants,
     checkpoint_activations,
     limited_memory,
     measure_memory,
     measure_steps,
-    name_of,
 )
 from repl_mm.replace import computing_layers
 

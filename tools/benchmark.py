@@ -21,8 +21,10 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import track
 
-from repl_mm.analysis import latency, training
+from repl_mm.analysis import latency, step_report
+from repl_mm.analysis.recipes import VARIANTS, build_variants, name_of
 from repl_mm.analysis.timing import BACKENDS, as_csv, check_backends, describe
+from repl_mm.analysis.training import measure_steps
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 DEPTH_110 = {'model.backbone.depth': 110}
@@ -57,7 +59,7 @@ def parse_args() -> Namespace:
     )
     step = kinds.add_parser('train', help='one training step: E2E, dropped blocks, RepL, and other ways to save')
     step.add_argument(
-        '--variant', nargs='+', default=list(training.VARIANTS), help='rows, the first one the reference (default: all)'
+        '--variant', nargs='+', default=list(VARIANTS), help='rows, the first one the reference (default: all)'
     )
     suite = step.add_mutually_exclusive_group()
     suite.add_argument('--quick', action='store_true', help='the published rows at sizes for two CPU cores')
@@ -115,8 +117,8 @@ def measure_case(args: Namespace, case: Case, device: torch.device) -> list[obje
     options = dict(backend=backend, batch=batch, size=size, device=device, seconds=args.seconds)
     if args.kind == 'latency':
         return latency.measure(config, **options)
-    variants = training.build_variants(config, args.variant)
-    return training.measure_steps(variants, model=training.name_of(config), **options)
+    variants = build_variants(config, args.variant)
+    return measure_steps(variants, model=name_of(config), **options)
 
 
 @friendly()
@@ -130,7 +132,7 @@ def main() -> None:
     MMLogger.get_instance('mmengine', log_level='WARNING')
     with explain(f'cannot use --device {args.device}'):
         device = torch.zeros(1, device=args.device).device
-    tables: ModuleType = latency if args.kind == 'latency' else training
+    tables: ModuleType = latency if args.kind == 'latency' else step_report
     cases: Callable[[Namespace], list[Case]] = latency_cases if args.kind == 'latency' else training_cases
     rows = []
     for case in track(cases(args), 'Measuring: '):

@@ -92,7 +92,7 @@ def main() -> None:
     MMLogger.get_instance('mmengine', log_level='WARNING')
     with explain(f'cannot use --device {args.device}'):
         device = torch.zeros(1, device=args.device).device
-    console = Console()
+    console = Console(log_path=False)
     with explain(f'cannot plan for {args.config}'), console.status('') as status:
         plan = make_plan(
             config, target, batch=args.batch_size, size=tuple(args.size), backend=args.backend, device=device,

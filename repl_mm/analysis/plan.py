@@ -20,8 +20,9 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from repl_mm.analysis.recipes import with_repl
 from repl_mm.analysis.timing import time_in_turns
-from repl_mm.analysis.training import MIB, TrainingStep, measure_memory, measure_steps, with_repl
+from repl_mm.analysis.training import MIB, TrainingStep, measure_memory, measure_steps
 from repl_mm.sites import Layout, Site, most, spread
 
 # Backbones of the host libraries and ours.

@@ -6,7 +6,6 @@ host libraries; each ratio is the median of the ratios within a turn.
 
 import copy
 import gc
-import io
 import resource
 import statistics
 import time
@@ -25,8 +24,6 @@ import repl_mm.compat
 # isort: split
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
@@ -35,53 +32,15 @@ from mmengine.runner import turn_on_activation_checkpointing
 from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
-from rich.table import Table
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.hooks import RemovableHandle
 
 import repl_mm.cpu  # noqa: F401
-from repl_mm.analysis.timing import as_markdown_table, check_backends, format_ratio, time_in_turns
+from repl_mm.analysis.recipes import PUBLISHED
+from repl_mm.analysis.timing import check_backends, time_in_turns
 from repl_mm.layers import ComputingLayer
 
-# Ways to replace. ``lean`` recomputes activations and samples gradients; ``half`` takes every second block.
-RECIPES: dict[str, dict[str, Any]] = {
-    'interval': dict(policy='interval', every=4),
-    'budget': dict(policy='budget', every=4),
-    'lean': dict(policy='budget', every=4, recompute=True, grad_fraction=0.25),
-    'half': dict(policy='budget', every=2),
-    'half, lean': dict(policy='budget', every=2, recompute=True, grad_fraction=0.25),
-}
-STOCHASTIC_DEPTH = 0.2
-# The rows of a table, in order; see :func:`build_variants`.
-VARIANTS = (
-    'E2E',
-    *(f'{what}, {recipe}' for recipe in ('interval', 'budget', 'half') for what in ('drop', 'RepL')),
-    'RepL, lean',
-    'RepL, half, lean',
-    'SD',
-    'RepL, budget + SD',
-    'AC',
-    'RepL, budget + AC',
-)
-# Published by arXiv 2605.19533, Tables I, II, VIII and XIV: (memory, time) of RepL over those of E2E, on A100s.
-PUBLISHED = {
-    'resnet32': (0.796, 0.785),
-    'resnet110': (0.818, 0.799),
-    'vit-tiny-p8': (0.740, 0.830),
-    'resnet34': (0.875, 0.886),
-    'resnet101': (0.862, 0.856),
-    'resnet152': (0.877, 0.858),
-    'vit-tiny-p16': (0.788, 0.811),
-    'vit-small-p16': (0.771, 0.773),
-    'vit-base-p16': (0.713, 0.749),
-    'retinanet_r50': (0.850, 0.841),
-    'retinanet_r101': (0.812, 0.842),
-    'deeplabv3_r50-d8': (0.849, 0.850),
-    'deeplabv3plus_r50-d8': (0.846, 0.841),
-    'deeplabv3_r101-d8': (0.838, 0.863),
-    'deeplabv3plus_r101-d8': (0.840, 0.851),
-}
 MIB = 2**20
 
 
@@ -90,8 +49,8 @@ class StepCost:
     """What a step of one variant of a model costs.
 
     Attributes:
-        model: Name of the model, as in ``PUBLISHED`` where it is there.
-        variant: One of ``VARIANTS``, or what the caller calls it.
+        model: Name of the model; see :func:`repl_mm.analysis.recipes.name_of`.
+        variant: One of :data:`repl_mm.analysis.recipes.VARIANTS`, or what the caller calls it.
         backend: What it ran with.
         batch: Images in a batch.
         size: Height and width of the images.
@@ -134,64 +93,6 @@ class StepCost:
     published_time: float | None = None
     published_memory: float | None = None
     turns: int = 0
-
-
-def name_of(config: Config) -> str:
-    """What the rows of a config are called: its name without the recipe."""
-    stem = Path(config.filename).stem.replace('-repl', '')
-    backbone = config.model.backbone
-    if stem.startswith('resnet') and backbone.get('depth'):
-        return f'resnet{backbone.depth}'
-    if stem.startswith('vit-tiny_'):
-        return f'vit-tiny-p{backbone.patch_size}'
-    known = [name for name in PUBLISHED if stem.startswith(f'{name}_')]
-    return known[0] if known else stem
-
-
-def with_repl(config: Config, **repl: Any) -> Config:
-    """A copy of the config with other sites or another form; the fusion of MLPs stays as it is."""
-    config = copy.deepcopy(config)
-    kept = {key: value for key, value in config.model.backbone.repl.items() if key == 'mlp_fusion'}
-    if 'ViT' in config.model.backbone.type:
-        repl.pop('grad_fraction', None)
-    if repl.get('form') == 'drop':
-        kept = {}
-    # Replaced, not merged: the options of one policy are not those of another.
-    config.model.backbone.pop('repl')
-    config.model.backbone.repl = kept | repl
-    return config
-
-
-def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str, Config]:
-    """Configs of the variants of a config with sites.
-
-    Args:
-        config: A config with ``repl``; its own choice of sites is the variant ``'RepL'``.
-        names: Out of ``VARIANTS``, ``'RepL'`` and ``'drop'``. ``SD`` is stochastic depth, for ViTs the host's drop
-            path; ``AC`` activation checkpointing of every retained block.
-
-    Raises:
-        ValueError: A name that does not exist, or a config that replaces nothing.
-    """
-    if not config.model.get('backbone', {}).get('repl'):
-        raise ValueError(f"{config.filename} replaces nothing: give one with repl=dict(policy='interval', every=4)")
-    found = {}
-    for name in names:
-        what, *extra = name.split(' + ') if name not in ('SD', 'AC') else ('E2E', name)
-        kind, _, recipe = what.partition(', ')
-        if kind not in ('E2E', 'drop', 'RepL') or (recipe and recipe not in RECIPES) or set(extra) - {'SD', 'AC'}:
-            raise ValueError(f'unknown variant {name!r}: choose out of RepL, drop, {", ".join(VARIANTS)}')
-        own = {key: value for key, value in config.model.backbone.repl.items() if key != 'mlp_fusion'}
-        chosen = RECIPES[recipe] if recipe else own
-        variant = with_repl(config, **chosen | (dict(form='drop') if kind == 'drop' else {}))
-        if kind == 'E2E':
-            variant.model.backbone.repl = None
-        if 'SD' in extra:
-            is_vit = 'ViT' in variant.model.backbone.type
-            variant.model.backbone['drop_path_rate' if is_vit else 'stochastic_depth'] = STOCHASTIC_DEPTH
-        variant.activation_checkpointing = 'AC' in extra
-        found[name] = variant
-    return found
 
 
 class TrainingStep:
@@ -451,105 +352,3 @@ def _rows(
             row |= dict(memory=memory[name]['total'] / memory[reference]['total'])
         rows.append(StepCost(**row))
     return rows
-
-
-def as_markdown(rows: Sequence[StepCost], *, conditions: str) -> str:
-    """The figures as a table with the published ones beside them."""
-    head = ['model', 'variant', 'backend', 'batch', 'size', 'time / E2E', 'published', 'memory / E2E', 'published']
-    head += ['step (ms)', 'forward', 'backward', 'optimizer', 'memory (MiB)', 'weights', 'gradients', 'optimizer state']
-    head += ['activations', 'turns']
-    lines = [head, ['---'] * 3 + ['---:'] + ['---'] + ['---:'] * (len(head) - 5)]
-    for row in rows:
-        replaced = row.variant.startswith('RepL')
-        ratios = [format_ratio(row.time, row.time_quartiles) or row.note]
-        ratios += [format_ratio(row.published_time if replaced else None), format_ratio(row.memory)]
-        ratios += [format_ratio(row.published_memory if replaced else None)]
-        milliseconds = (row.step_ms, row.forward_ms, row.backward_ms, row.optimizer_ms)
-        sizes = (row.memory_mib, row.weights_mib, row.gradients_mib, row.optimizer_mib, row.activations_mib)
-        figures = ['' if value is None else f'{value:.1f}' for value in (*milliseconds, *sizes)]
-        lines.append([row.model, row.variant, row.backend, str(row.batch), row.size, *ratios, *figures, str(row.turns)])
-    return f'{as_markdown_table(lines)}\n{_published_savings(rows)}{conditions}\n'
-
-
-def _published_savings(rows: Sequence[StepCost]) -> str:
-    """For each published model, which variant saves as much, or which comes nearest and what bounds it."""
-    lines = [['model', 'backend', 'batch', 'published time, memory', 'variant', 'its time, memory', 'most by dropping']]
-    lines.append(['---'] * 3 + ['---:', '---', '---:', '---:'])
-    for (model, backend, batch, _), panel in by_model(rows).items():
-        ours = [row for row in panel if row.variant.startswith('RepL') and row.time is not None]
-        if panel[0].published_time is None or not ours:
-            continue
-        reached = [row for row in ours if _shortfall(row) <= 1]
-        # In the order of the variants, so with the fewest replaced blocks; or else the nearest.
-        best = reached[0] if reached else min(ours, key=_shortfall)
-        dropped = [row for row in panel if row.variant.startswith('drop') and row.time is not None]
-        bound = [f'{min(r.time for r in dropped):.3f}, {min(r.memory for r in dropped):.3f}'] if dropped else ['']
-        published = f'{best.published_time:.3f}, {best.published_memory:.3f}'
-        word = f'{best.variant} reaches both' if reached else f'none reaches both; nearest {best.variant}'
-        lines.append([model, backend, str(batch), published, word, f'{best.time:.3f}, {best.memory:.3f}', *bound])
-    if len(lines) == 2:
-        return ''
-    return f'Published savings, over E2E:\n\n{as_markdown_table(lines)}\n'
-
-
-def _shortfall(row: StepCost) -> float:
-    """How far a row is from both published ratios, by the worse one; at most 1 where it reaches both."""
-    return max(row.time / row.published_time, row.memory / row.published_memory)
-
-
-def by_model(rows: Sequence[StepCost]) -> dict[tuple[str, str, int, str], list[StepCost]]:
-    """The rows that were measured together, by model, backend, batch and size."""
-    panels: dict[tuple[str, str, int, str], list[StepCost]] = {}
-    for row in rows:
-        panels.setdefault((row.model, row.backend, row.batch, row.size), []).append(row)
-    return panels
-
-
-def as_table(rows: Sequence[StepCost]) -> Table:
-    """The short form for a terminal."""
-    table = Table('model', 'variant', 'backend', 'batch', 'time / E2E', 'memory / E2E', 'step (ms)', 'memory (MiB)')
-    for row in rows:
-        figures = (row.step_ms, row.memory_mib)
-        table.add_row(
-            row.model, row.variant, row.backend, str(row.batch), format_ratio(row.time) or row.note,
-            format_ratio(row.memory), *('' if value is None else f'{value:.1f}' for value in figures),
-        )  # fmt: skip
-    return table
-
-
-def as_png(rows: Sequence[StepCost], *, conditions: str) -> bytes:
-    """Time and memory over those of E2E, a panel for each model, backend and batch size."""
-    panels = by_model(rows)
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.5 * columns, 1.2 + 4.2 * lines), layout='constrained')
-    for axes, (what, shown) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=False):
-        _plot_panel(axes, shown)
-        axes.set_title(f'{what[0]}, {what[1]}, batch {what[2]}, {what[3]}', fontsize=9)
-    for axes in figure.axes[len(panels) :]:
-        axes.set_axis_off()
-    figure.supxlabel('step time over E2E', fontsize=10)
-    figure.supylabel('peak memory over E2E', fontsize=10)
-    figure.suptitle(conditions, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=110)
-    return buffer.getvalue()
-
-
-def _plot_panel(axes: Axes, rows: Sequence[StepCost]) -> None:
-    colours = {'E2E': '#222222', 'drop': '#888888', 'RepL': '#c2571a', 'SD': '#33608f', 'AC': '#33608f'}
-    measured = [row for row in rows if row.time is not None]
-    axes.axhline(1, color='#bbb', linewidth=0.8)
-    axes.axvline(1, color='#bbb', linewidth=0.8)
-    for row in measured:
-        kind = row.variant.partition(',')[0].partition(' ')[0]
-        axes.plot(row.time_quartiles, (row.memory, row.memory), color=colours[kind], linewidth=1, alpha=0.6)
-        axes.plot(row.time, row.memory, 'o' if kind == 'RepL' else 's', color=colours[kind], markersize=5)
-        axes.annotate(row.variant, (row.time, row.memory), xytext=(4, 3), textcoords='offset points', fontsize=6.5)
-    first = rows[0]
-    if first.published_time is not None:
-        axes.plot(first.published_time, first.published_memory, 'D', color='#2b8a3e', markersize=6)
-        axes.annotate('published, A100', (first.published_time, first.published_memory), xytext=(4, -9),
-                      textcoords='offset points', fontsize=6.5, color='#2b8a3e')  # fmt: skip
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.margins(0.16)

@@ -1,0 +1,105 @@
+"""Ways to save, as configs: dropped and replaced blocks, stochastic depth, activation checkpointing."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+# Ways to replace. ``lean`` recomputes activations and samples gradients; ``half`` takes every second block.
+RECIPES: dict[str, dict[str, Any]] = {
+    'interval': dict(policy='interval', every=4),
+    'budget': dict(policy='budget', every=4),
+    'lean': dict(policy='budget', every=4, recompute=True, grad_fraction=0.25),
+    'half': dict(policy='budget', every=2),
+    'half, lean': dict(policy='budget', every=2, recompute=True, grad_fraction=0.25),
+}
+STOCHASTIC_DEPTH = 0.2
+# The rows of a table, in order; see :func:`build_variants`.
+VARIANTS = (
+    'E2E',
+    *(f'{what}, {recipe}' for recipe in ('interval', 'budget', 'half') for what in ('drop', 'RepL')),
+    'RepL, lean',
+    'RepL, half, lean',
+    'SD',
+    'RepL, budget + SD',
+    'AC',
+    'RepL, budget + AC',
+)
+# Published by arXiv 2605.19533, Tables I, II, VIII and XIV: (memory, time) of RepL over those of E2E, on A100s.
+PUBLISHED = {
+    'resnet32': (0.796, 0.785),
+    'resnet110': (0.818, 0.799),
+    'vit-tiny-p8': (0.740, 0.830),
+    'resnet34': (0.875, 0.886),
+    'resnet101': (0.862, 0.856),
+    'resnet152': (0.877, 0.858),
+    'vit-tiny-p16': (0.788, 0.811),
+    'vit-small-p16': (0.771, 0.773),
+    'vit-base-p16': (0.713, 0.749),
+    'retinanet_r50': (0.850, 0.841),
+    'retinanet_r101': (0.812, 0.842),
+    'deeplabv3_r50-d8': (0.849, 0.850),
+    'deeplabv3plus_r50-d8': (0.846, 0.841),
+    'deeplabv3_r101-d8': (0.838, 0.863),
+    'deeplabv3plus_r101-d8': (0.840, 0.851),
+}
+
+
+def name_of(config: Config) -> str:
+    """What the rows of a config are called: its name without the recipe."""
+    stem = Path(config.filename).stem.replace('-repl', '')
+    backbone = config.model.backbone
+    if stem.startswith('resnet') and backbone.get('depth'):
+        return f'resnet{backbone.depth}'
+    if stem.startswith('vit-tiny_'):
+        return f'vit-tiny-p{backbone.patch_size}'
+    known = [name for name in PUBLISHED if stem.startswith(f'{name}_')]
+    return known[0] if known else stem
+
+
+def with_repl(config: Config, **repl: Any) -> Config:
+    """A copy of the config with other sites; the form stays as it is unless another one is given."""
+    config = copy.deepcopy(config)
+    kept = {key: value for key, value in config.model.backbone.repl.items() if key in ('form', 'mlp_fusion')}
+    if 'ViT' in config.model.backbone.type:
+        repl.pop('grad_fraction', None)
+    if repl.get('form') == 'drop':
+        kept = {}
+        repl.pop('mlp_fusion', None)
+    # Replaced, not merged: the options of one policy are not those of another.
+    config.model.backbone.pop('repl')
+    config.model.backbone.repl = kept | repl
+    return config
+
+
+def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str, Config]:
+    """Configs of the variants of a config with sites.
+
+    Args:
+        config: A config with ``repl``; its own choice of sites is the variant ``'RepL'``.
+        names: Out of ``VARIANTS``, ``'RepL'`` and ``'drop'``. ``SD`` is stochastic depth, for ViTs the host's drop
+            path; ``AC`` activation checkpointing of every retained block.
+
+    Raises:
+        ValueError: A name that does not exist, or a config that replaces nothing.
+    """
+    if not config.model.get('backbone', {}).get('repl'):
+        raise ValueError(f"{config.filename} replaces nothing: give one with repl=dict(policy='interval', every=4)")
+    found = {}
+    for name in names:
+        what, *extra = name.split(' + ') if name not in ('SD', 'AC') else ('E2E', name)
+        kind, _, recipe = what.partition(', ')
+        if kind not in ('E2E', 'drop', 'RepL') or (recipe and recipe not in RECIPES) or set(extra) - {'SD', 'AC'}:
+            raise ValueError(f'unknown variant {name!r}: choose out of RepL, drop, {", ".join(VARIANTS)}')
+        chosen = RECIPES[recipe] if recipe else config.model.backbone.repl
+        variant = with_repl(config, **chosen | (dict(form='drop') if kind == 'drop' else {}))
+        if kind == 'E2E':
+            variant.model.backbone.repl = None
+        if 'SD' in extra:
+            is_vit = 'ViT' in variant.model.backbone.type
+            variant.model.backbone['drop_path_rate' if is_vit else 'stochastic_depth'] = STOCHASTIC_DEPTH
+        variant.activation_checkpointing = 'AC' in extra
+        found[name] = variant
+    return found
