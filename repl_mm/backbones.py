@@ -24,6 +24,7 @@ from repl_mm.layers import (
     ComputingLayer,
     HeadwiseEncoderLayer,
     ScalarEncoderLayer,
+    keep_all,
     skip_at_random,
 )
 from repl_mm.registry import MODELS
@@ -94,6 +95,9 @@ class ReplMixin:
         """The indexable modules that hold the blocks, by their name in the state dict."""
         raise NotImplementedError
 
+    def _blocks(self) -> list[nn.Module]:
+        return [block for blocks in self.stages().values() for block in blocks]
+
     def layout(self) -> Layout:
         """What the choice of sites must know of this backbone."""
         raise NotImplementedError
@@ -138,6 +142,7 @@ class ReplMixin:
             ValueError: A computing layer lost its neighbours; see :func:`repl_mm.replace.check_links`.
         """
         check_links(self.stages())
+        keep_all(self._blocks())
         fuse_blocks(self.stages())
         if fuse_all:
             fold_norms(self)
@@ -196,8 +201,8 @@ class ReplResNetMixin(ReplMixin):
         super().__init__(*args, **kwargs)
         if not _is_number(stochastic_depth) or not 0 <= stochastic_depth < 1:
             raise ValueError(f"'stochastic_depth' is at least 0 and below 1, got {stochastic_depth!r}")
-        if stochastic_depth:
-            skip_at_random((block for blocks in self.stages().values() for block in blocks), stochastic_depth)
+        if stochastic_depth and not kwargs.get('deploy'):
+            skip_at_random(self._blocks(), stochastic_depth)
 
     def stages(self) -> dict[str, nn.Module]:
         return {name: getattr(self, name) for name in self.res_layers}
@@ -297,6 +302,8 @@ class ReplViT(ReplMixin, VisionTransformer):
         return Layout(f'{type(self).__name__} with {self.num_layers} blocks', (self.num_layers,))
 
     def _replace(self, *, mlp_fusion: bool = False, **options: Any) -> None:
+        if 'grad_fraction' in options:
+            raise ValueError("'grad_fraction' is for residual networks: a ViT's sites have next to nothing to gain")
         if not isinstance(mlp_fusion, bool):
             raise ValueError(f"'mlp_fusion' is True or False, got {mlp_fusion!r}")
         self.mlp_fusion = mlp_fusion

@@ -122,6 +122,13 @@ def test_optimizer_state_by_hand(optimizer, states):
     assert optimizer_bytes(model, optimizer) == 4 * states * trainable
 
 
+def test_stochastic_depth_is_counted_without_skips():
+    config, shape = CASES['CIFAR'], (3, 32, 32)
+    skipping = Config(config.to_dict())
+    skipping.model.backbone.stochastic_depth = 0.9
+    assert count_cost(skipping, shape) == count_cost(config, shape)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match='replaces nothing: give one with repl'):
         variants(Config.fromfile(CONFIGS / 'demo/resnet32_digits.py'))

@@ -132,12 +132,66 @@ def test_the_compiler_sees_one_graph_with_the_same_gradients(kind, options):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_the_compiler_keeps_a_sampled_gradient():
-    layer = randomise(LAYERS['basic'](grad_fraction=0.01))
+def test_the_compiler_gives_the_exact_gradient_instead_of_a_sampled_one():
+    layer = randomise(LAYERS['basic'](grad_fraction=0.25))
     compiled = torch.compile(copy.deepcopy(layer), backend='aot_eager', fullgraph=True)
-    x = torch.randn(1, 8, 9, 7)  # one image, which is always drawn
+    layer.grad_fraction = 1
+    x = torch.randn(SHAPES['basic'])
     for ours, theirs in zip(step(compiled, x), step(layer, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+def test_recomputation_reads_what_the_forward_pass_read(kind):
+    """Other weights are lent for the forward pass alone."""
+    grads = []
+    x = torch.randn(SHAPES[kind])
+    for options in ({}, dict(recompute=True)):
+        torch.manual_seed(0)
+        layer = randomise(LAYERS[kind](**options)).train()
+        network = nn.ModuleList([layer.prev, layer, layer.next])
+        network.forward = lambda x, network=network: network[1](x)
+        lent = {name: 1.5 * p.detach() + 0.1 for name, p in network.named_parameters()}
+        lent |= {name: p.requires_grad_() for name, p in lent.items() if name.startswith('1.')}
+        out = torch.func.functional_call(network, lent, (x,))
+        grads.append(torch.autograd.grad(out.square().sum(), [p for p in lent.values() if p.requires_grad]))
+    assert all(a.equal(b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize('norm', ['IN', 'GN', 'BN'])
+def test_recomputation_works_with_norms_that_reshape(norm):
+    cfg = dict(IN=dict(type='IN', affine=True), GN=dict(type='GN', num_groups=2), BN=dict(type='BN'))[norm]
+    grads = []
+    x = torch.randn(SHAPES['basic'], requires_grad=True)
+    for options in ({}, dict(recompute=True)):
+        torch.manual_seed(0)
+        layer = LAYERS['basic'](norm_cfg=cfg, **options).train()
+        grads.append(torch.autograd.grad(layer(x).square().sum(), (x, *layer.parameters())))
+    assert all(a.equal(b) for a, b in zip(*grads, strict=True))
+
+
+def test_the_backward_pass_may_run_under_autocast():
+    grads = []
+    x = torch.randn(SHAPES['bottleneck'], requires_grad=True)
+    for options in ({}, dict(recompute=True)):
+        torch.manual_seed(0)
+        layer = randomise(LAYERS['bottleneck'](**options)).train()
+        out = layer(x).square().sum()
+        with torch.autocast('cpu', torch.bfloat16):
+            grads.append(torch.autograd.grad(out, x)[0])
+    assert grads[0].equal(grads[1])
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+def test_reused_weights_know_autocast(kind):
+    layer = randomise(LAYERS[kind]()).eval()
+    for module in (layer, *layer.neighbours):
+        module.bfloat16()
+    x = torch.randn(SHAPES[kind]).bfloat16()
+    with torch.no_grad():
+        with torch.autocast('cpu', torch.bfloat16):
+            layer(x)
+        assert layer(x).equal(copy.deepcopy(layer)(x))
 
 
 @pytest.mark.parametrize('reentrant', [False, True])

@@ -141,6 +141,13 @@ def test_positions_in_frozen_stages_are_left_out():
         make_plan(config, Saving(0.1, None), **OPTIONS)
 
 
+def test_stochastic_depth_is_no_obstacle():
+    config = Config.fromfile(RESNET)
+    config.model.backbone.stochastic_depth = 0.99
+    parts = planning._measure_parts(replaceable(config), ({},), seconds=0, **STEP)
+    assert set(parts.site_mib[0]) == {0, 1, 2}
+
+
 def test_networks_without_positions_are_told_apart():
     config = Config.fromfile(RESNET)
     config.model.backbone = dict(type='ResNet', depth=18)
@@ -168,14 +175,15 @@ def printed(monkeypatch):
     return lines
 
 
-def test_tool_prints_a_line_that_builds(printed):
+@pytest.mark.parametrize('path', [RESNET, CONFIGS / 'demo/resnet32-repl_digits.py'])
+def test_tool_prints_a_line_that_builds(printed, path, tmp_path):
     code, stderr = run(
-        'plan.py', RESNET, '--save-memory', '2%', '--size', '32', '32', '--batch-size', '8', '--seconds', '0'
+        'plan.py', path, '--save-memory', '2%', '--size', '32', '32', '--batch-size', '8', '--seconds', '0'
     )
     assert (code, stderr) == (0, '')
     (line,) = [line for line in printed if line.startswith('model = dict(')]
-    config = Config.fromfile(RESNET)
-    config.merge_from_dict(dict(model=eval(line.removeprefix('model = '))))
+    (tmp_path / 'planned.py').write_text(f'_base_ = {str(path)!r}\n{line}\n')
+    config = Config.fromfile(tmp_path / 'planned.py')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         backbone = MODELS.build(config.model).backbone
     assert all(isinstance(site, Site) for site in backbone.selection.sites)

@@ -77,3 +77,39 @@ def test_transitions_and_computing_layers_are_never_skipped():
 def test_bad_rates_are_named(rate):
     with pytest.raises(ValueError, match="'stochastic_depth' is at least 0 and below 1, got"):
         ReplResNet(**Config(dict(depth=18, stochastic_depth=rate)))
+
+
+def test_a_norm_in_eval_mode_makes_up_for_skips_too():
+    network = randomise(NETWORKS['basic'](stochastic_depth=0.5, norm_eval=True)).train()
+    block = network.layer4[-1]
+    x = torch.rand(2, block.conv1.in_channels, 4, 4)
+    kept = next(out for out in (block(x) for _ in range(99)) if out is not x)
+    block.eval()
+    norm = block.norm2
+    inner = last_input(block, x)
+    branch = torch.nn.functional.batch_norm(inner, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    torch.testing.assert_close(kept, torch.relu(x + 2 * branch), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(block(x), torch.relu(x + branch), rtol=1e-4, atol=1e-4)
+
+
+def test_a_deployed_network_skips_nothing_and_builds_from_the_same_config():
+    network = randomise(NETWORKS['basic'](stochastic_depth=0.9)).eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected = network(x)
+    network.switch_to_deploy(fuse_all=True)
+    network.train()
+    for _ in range(3):
+        torch.testing.assert_close(network(x), expected, rtol=1e-3, atol=1e-4)
+    built = NETWORKS['basic'](stochastic_depth=0.9, deploy=dict(fuse_all=True))
+    assert built.load_state_dict(network.state_dict()).missing_keys == []
+
+
+@pytest.mark.parametrize('kind', NETWORKS)
+def test_a_pickled_network_is_the_same(kind, tmp_path):
+    network = randomise(NETWORKS[kind](stochastic_depth=0.9)).eval()
+    torch.save(network, tmp_path / 'network.pth')
+    copied = torch.load(tmp_path / 'network.pth', weights_only=False)
+    x = torch.randn(2, 3, 32, 32)
+    assert all(ours.equal(theirs) for ours, theirs in zip(copied(x), network(x), strict=True))
+    assert type(copied.layer2[-1]) is type(network.layer2[-1])
+    assert copied.train().layer2[-1].training

@@ -207,7 +207,7 @@ def test_every_published_row_has_its_config():
 
 def test_tool_writes_tables_and_a_picture(tmp_path):
     code, stderr = run(
-        'benchmark.py', 'train', RESNET, '--variant', 'E2E', 'RepL, half', 'RepL + AC', '--size', '32', '32',
+        'benchmark.py', 'train', RESNET, '--variant', 'RepL, half', 'RepL + AC', '--size', '32', '32',
         '--batch-size', '2', '4', '--seconds', '0', '--out', tmp_path,
     )  # fmt: skip
     assert (code, stderr) == (0, '')
@@ -228,7 +228,12 @@ def test_tool_refuses_what_is_unclear(tmp_path):
     code, stderr = run('benchmark.py', 'train', RESNET, '--quick', '--out', tmp_path)
     assert (code, 'give either configs, or one of --quick and --full' in stderr) == (2, True)
     code, stderr = run('benchmark.py', 'train', RESNET, '--variant', 'E2E', 'nothing', '--out', tmp_path)
-    assert (code, "unknown variant 'nothing'" in stderr) == (2, True)
+    assert (code, "unknown variant 'nothing': choose out of 'E2E', 'drop, interval'" in stderr) == (2, True)
+    code, stderr = run('benchmark.py', 'train', RESNET, '--backend', 'bf16', '--out', tmp_path)
+    assert (code, "is not for training: take 'amp'" in stderr) == (2, True)
+    (tmp_path / 'file').touch()
+    code, stderr = run('benchmark.py', 'train', RESNET, '--out', tmp_path / 'file')
+    assert (code, f'--out is a folder, and {tmp_path / "file"} is a file' in stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from rich.progress import track
 from repl_mm.analysis import latency, step_report
 from repl_mm.analysis.recipes import VARIANTS, build_variants, name_of
 from repl_mm.analysis.timing import BACKENDS, as_csv, check_backends, describe
-from repl_mm.analysis.training import measure_steps
+from repl_mm.analysis.training import check_training_backends, measure_steps
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 DEPTH_110 = {'model.backbone.depth': 110}
@@ -59,7 +59,10 @@ def parse_args() -> Namespace:
     )
     step = kinds.add_parser('train', help='one training step: E2E, dropped blocks, RepL, and other ways to save')
     step.add_argument(
-        '--variant', nargs='+', default=list(VARIANTS), help='rows, the first one the reference (default: all)'
+        '--variant',
+        nargs='+',
+        default=list(VARIANTS),
+        help='rows beside E2E, their reference (default: all)',
     )
     suite = step.add_mutually_exclusive_group()
     suite.add_argument('--quick', action='store_true', help='the published rows at sizes for two CPU cores')
@@ -117,7 +120,7 @@ def measure_case(args: Namespace, case: Case, device: torch.device) -> list[obje
     options = dict(backend=backend, batch=batch, size=size, device=device, seconds=args.seconds)
     if args.kind == 'latency':
         return latency.measure(config, **options)
-    variants = build_variants(config, args.variant)
+    variants = build_variants(config, list(dict.fromkeys(['E2E', *args.variant])))
     return measure_steps(variants, model=name_of(config), **options)
 
 
@@ -128,7 +131,9 @@ def main() -> None:
         raise ValueError('--batch-size and --size are at least 1')
     if not 0 <= args.seconds <= 3600:
         raise ValueError(f'--seconds is from 0 to 3600, got {args.seconds}')
-    check_backends(args.backend)
+    (check_backends if args.kind == 'latency' else check_training_backends)(args.backend)
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f'--out is a folder, and {args.out} is a file')
     MMLogger.get_instance('mmengine', log_level='WARNING')
     with explain(f'cannot use --device {args.device}'):
         device = torch.zeros(1, device=args.device).device

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from repl_mm.analysis.plan import Plan, Saving, describe, make_plan
-from repl_mm.analysis.timing import BACKENDS, check_backends
+from repl_mm.analysis.timing import BACKENDS
 from repl_mm.analysis.timing import describe as describe_machine
+from repl_mm.analysis.training import check_training_backends
 
 
 def percentage(text: str) -> float:
@@ -47,7 +48,7 @@ def shortfall(plan: Plan, target: Saving) -> str:
     """What was not reached, and why."""
     missed = [
         f'{name}: {percent(asked)} asked, {percent(got)} reached, and {percent(most)} is what leaving out '
-        f'{len(plan.trials[0].repl["sites"])} blocks altogether saves'
+        f'{plan.positions[1]} blocks altogether saves'
         for name, asked, got, most in (
             ('time', target.time, plan.chosen.measured.time, plan.bound.time),
             ('memory', target.memory, plan.chosen.measured.memory, plan.bound.memory),
@@ -87,7 +88,7 @@ def main() -> None:
         raise ValueError('--batch-size and --size are at least 1')
     if not 0 <= args.seconds <= 3600:
         raise ValueError(f'--seconds is from 0 to 3600, got {args.seconds}')
-    check_backends([args.backend])
+    check_training_backends([args.backend])
     config = load_scoped_config(args, sections=('model', 'optim_wrapper'))
     MMLogger.get_instance('mmengine', log_level='WARNING')
     with explain(f'cannot use --device {args.device}'):
@@ -103,7 +104,9 @@ def main() -> None:
     if not plan.reached:
         print(shortfall(plan, target))
     if plan.chosen.measured.share_of(target) > 0:
-        print(f"model = dict(backbone=dict(type='{plan.backbone}', {describe(plan.chosen.repl)}))")
+        # What is inherited would be merged with it.
+        fresh = dict(_delete_=True) if config.model.backbone.get('repl') else {}
+        print(f"model = dict(backbone=dict(type='{plan.backbone}', {describe(fresh | plan.chosen.repl)}))")
 
 
 if __name__ == '__main__':

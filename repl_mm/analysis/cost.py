@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repl_mm.analysis.complexity import RealLinspace
 from repl_mm.deploy import RawOutputs
+from repl_mm.layers import keep_all
 from repl_mm.layers.lean import draw
 from repl_mm.replace import computing_layers
 from repl_mm.sites import choose
@@ -106,6 +107,9 @@ def build_empty(config: Config) -> nn.Module:
         for layer in computing_layers(model):
             if hasattr(layer, 'norm'):
                 layer.norm.settled = True  # as most of a training has it; empty tensors cannot be asked
+        if hasattr(model.backbone, 'stages'):
+            # A step without skips; empty tensors cannot draw.
+            keep_all(block for blocks in model.backbone.stages().values() for block in blocks)
         return model.train()
 
 
@@ -215,13 +219,14 @@ def _recomputed(operations: int, kept: int) -> Cost:
 def _residual(block: nn.Module, shape: torch.Size, *, recompute: bool, drawn: float) -> tuple[Cost, Cost, Cost]:
     """Removed block, computing layer and deployed layer (Eq. 43-44 and 46-47, and their operations)."""
     channels, positions = shape[1], shape[2] * shape[3]
+    order = Cost(activations=8 * (drawn < 1))  # in which images are drawn
     if not hasattr(block, 'conv3'):
         kernel = block.conv1.weight.numel()  # C^2 q^2
         conv, map_ = 2 * positions * kernel, channels * positions
         # Each norm keeps its input, each ReLU its output.
         return (
             _block(2 * kernel + 4 * channels, 2 * conv, 0, 4 * map_),
-            _block(4 * channels, conv, (1 - drawn) * conv, 2 * map_) + recompute * _recomputed(conv, map_),
+            _block(4 * channels, conv, (1 - drawn) * conv, 2 * map_) + recompute * _recomputed(conv, map_) + order,
             _block(kernel + channels, conv, 0, map_),
         )
     middle, kernel = block.conv1.out_channels, block.conv2.weight.numel()  # B, B^2 q^2 / g
@@ -232,7 +237,8 @@ def _residual(block: nn.Module, shape: torch.Size, *, recompute: bool, drawn: fl
     return (
         _block(weights + 4 * middle + 2 * channels, forward, 0, (4 * middle + 2 * channels) * positions),
         _block(2 * middle + 2 * channels, forward, frozen, (2 * middle + 2 * channels) * positions)
-        + recompute * _recomputed(thin, channels * positions),
+        + recompute * _recomputed(thin, channels * positions)
+        + order,
         _block(weights + channels, forward, 0, (2 * middle + channels) * positions),
     )
 

@@ -116,7 +116,9 @@ def replaceable(config: Config) -> Config:
         ValueError: A backbone that cannot be replaced in.
     """
     config = copy.deepcopy(config)
-    backbone = config.model.get('backbone') or {}
+    backbone = config.model.get('backbone')
+    if backbone is None:
+        raise ValueError(f'the model of {config.filename} has no backbone')
     kind = str(backbone.get('type')).split('.')[-1]
     if kind in REPLACEABLE:
         backbone.type = REPLACEABLE[kind]
@@ -272,6 +274,8 @@ def _measure_parts(config: Config, forms: Sequence[Mapping[str, Any]], *, second
     states = [value for state in step.wrapper.optimizer.state.values() for value in state.values()]
     optimizer_mib = (4 + sum(value.nbytes for value in states if isinstance(value, Tensor)) / trained) / MIB
     blocks = {site.stage: stages[site.stage][site.index] for site in representatives}
+    for block in blocks.values():
+        block.skip_rate = 0  # of stochastic depth, where the config has it
     for form in forms:
         sites = [tuple(site) for site in representatives]
         # With the same labels and images the same modules, one of each stage replaced.

@@ -92,7 +92,8 @@ def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str,
         what, *extra = name.split(' + ') if name not in ('SD', 'AC') else ('E2E', name)
         kind, _, recipe = what.partition(', ')
         if kind not in ('E2E', 'drop', 'RepL') or (recipe and recipe not in RECIPES) or set(extra) - {'SD', 'AC'}:
-            raise ValueError(f'unknown variant {name!r}: choose out of RepL, drop, {", ".join(VARIANTS)}')
+            allowed = ', '.join(map(repr, (*VARIANTS, 'RepL', 'drop')))
+            raise ValueError(f'unknown variant {name!r}: choose out of {allowed}')
         chosen = RECIPES[recipe] if recipe else config.model.backbone.repl
         variant = with_repl(config, **chosen | (dict(form='drop') if kind == 'drop' else {}))
         if kind == 'E2E':

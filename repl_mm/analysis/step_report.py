@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ def as_png(rows: Sequence[StepCost], *, conditions: str) -> bytes:
         axes.set_axis_off()
     figure.supxlabel('step time over E2E', fontsize=10)
     figure.supylabel('peak memory over E2E', fontsize=10)
-    figure.suptitle(conditions, fontsize=9)
+    figure.suptitle(fill(conditions, 75 * columns), fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=110)
     return buffer.getvalue()

@@ -95,6 +95,13 @@ class StepCost:
     turns: int = 0
 
 
+def check_training_backends(backends: Sequence[str]) -> None:
+    """Raise ValueError unless all can be trained with: weights in half precision cannot."""
+    check_backends(backends)
+    if any('bf16' in backend.split('+') for backend in backends):
+        raise ValueError("backend bf16 has weights in half precision and is not for training: take 'amp'")
+
+
 class TrainingStep:
     """A call that trains a model for one step, on random images and labels.
 
@@ -220,7 +227,7 @@ def limited_memory() -> Iterator[None]:
     """Have allocations fail where memory ends; by default, Linux ends a process that takes too much without a word."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     most = 1024 * (_kibibytes('/proc/self/status', 'VmData') + _kibibytes('/proc/meminfo', 'MemAvailable'))
-    resource.setrlimit(resource.RLIMIT_DATA, (most if before[1] < 0 else min(most, before[1]), before[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (min([most, *(limit for limit in before if limit >= 0)]), before[1]))
     try:
         yield
     finally:
@@ -260,7 +267,7 @@ def measure_steps(
     Raises:
         ValueError: A backend that does not exist.
     """
-    check_backends([backend])
+    check_training_backends([backend])
     steps: dict[str, TrainingStep] = {}
     memory: dict[str, dict[str, float]] = {}
     notes = {}

@@ -23,7 +23,7 @@ class ComputingLayer(nn.Module):
     def __init__(self, prev: nn.Module, next: nn.Module) -> None:
         super().__init__()
         self.neighbours = (prev, next)
-        self._synthesised: tuple[tuple[Tensor, ...], list[tuple[int, int]], tuple[Tensor, ...]] | None = None
+        self._synthesised: tuple[tuple[Tensor, ...], list[Any], tuple[Tensor, ...]] | None = None
 
     @property
     def prev(self) -> nn.Module:
@@ -53,7 +53,9 @@ class ComputingLayer(nn.Module):
             self.forget()
             return self.synthesise()
         sources = self.sources()
-        state = [(source.data_ptr(), source._version) for source in sources]
+        # Under autocast a weight may come out in another precision.
+        state = [torch.is_autocast_enabled(sources[0].device.type)]
+        state += [(source.data_ptr(), source._version) for source in sources]
         if self._synthesised is None or self._synthesised[1] != state:
             # The detached sources keep their memory from being given to other tensors, and count versions along.
             self._synthesised = (tuple(source.detach() for source in sources), state, self.synthesise())

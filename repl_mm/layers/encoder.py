@@ -6,6 +6,8 @@ Shapes:
     F      hidden width of the MLP
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,8 +53,10 @@ class ComputingEncoderLayer(ComputingLayer):
         raise NotImplementedError
 
     def _mlp(self, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+        normalise = _frozen_norm(self.prev.ln2)
+
         def hidden(x: Tensor) -> Tensor:
-            return F.linear(_frozen_norm(self.prev.ln2, x), weight1, bias1)  # (N, T, F)
+            return F.linear(normalise(x), weight1, bias1)  # (N, T, F)
 
         activated = recompute_between(hidden, F.gelu, x) if self.recompute else F.gelu(hidden(x))
         return F.linear(activated, weight2, bias2)
@@ -147,7 +151,7 @@ class HeadwiseEncoderLayer(ComputingEncoderLayer):
         return average(self.prev.attn.proj.bias, self.next.attn.proj.bias)
 
     def _projection(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(_frozen_norm(self.prev.ln1, x), weight, bias)
+        return F.linear(_frozen_norm(self.prev.ln1)(x), weight, bias)
 
     def _static_projection(self) -> nn.Module:
         return Residual(nn.Sequential(static_layer_norm(self.prev.ln1), static_linear(self.weight(), self.bias())))
@@ -164,6 +168,7 @@ def _mlp(block: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     return linears[0], linears[1]
 
 
-def _frozen_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """A borrowed layer norm, its parameters read through a stop-gradient."""
-    return F.layer_norm(x, norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps)
+def _frozen_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """A borrowed layer norm as it is now, its parameters read through a stop-gradient."""
+    weight, bias = norm.weight.detach(), norm.bias.detach()
+    return lambda x: F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)

@@ -4,7 +4,7 @@ Both leave the forward pass as it is.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 def recompute_between(produce: Callable[[Tensor], Tensor], consume: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``consume(produce(x))``; what lies between is computed again in the backward pass instead of being kept.
 
+    ``produce`` must not read anything that may be another by then but what it has bound itself.
     Checkpointing both (Chen et al. 2016) would run ``consume`` twice too, and a batch norm's running statistics
     would see every batch twice. Inside ``torch.compile`` the compiler decides what is kept.
     """
@@ -29,14 +30,16 @@ def recompute_between(produce: Callable[[Tensor], Tensor], consume: Callable[[Te
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return consume(between)
     kept, storage = x.detach(), between.untyped_storage()._cdata
-    device, half = x.device.type, _autocast_dtype(x)
+    device, half = 'cpu' if x.is_meta else x.device.type, _autocast_dtype(x)
 
-    def again() -> Tensor:
-        with torch.no_grad(), nullcontext() if half is None else torch.autocast(device, half):
-            return produce(kept)
+    def again(*view: Any) -> Tensor:
+        with torch.no_grad(), torch.autocast(device, half, enabled=half is not None):
+            return produce(kept).as_strided(*view)
 
     def pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
-        return again if tensor.untyped_storage()._cdata == storage else tensor
+        if tensor.untyped_storage()._cdata != storage:
+            return tensor
+        return partial(again, tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
         return packed if isinstance(packed, Tensor) else packed()
@@ -53,14 +56,16 @@ def draw(images: int, fraction: float) -> int:
 class _SampledConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, fraction: float, geometry: dict[str, Any]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.fraction, ctx.geometry = fraction, geometry
+        # On the tensors' own device, so that the CPU need not wait for it.
+        chosen = torch.randperm(x.size(0), device=x.device)[: draw(x.size(0), fraction)]
+        ctx.save_for_backward(x, weight, chosen)
+        ctx.geometry = geometry
         return F.conv2d(x, weight, **geometry)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, chosen = ctx.saved_tensors
         geometry = [ctx.geometry[key] for key in ('stride', 'padding', 'dilation')]
 
         def gradient(grad: Tensor, x: Tensor, *, of: int) -> Tensor:
@@ -72,11 +77,7 @@ class _SampledConv(torch.autograd.Function):
         grad_x = gradient(grad, x, of=0) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            images = x.size(0)
-            drawn = draw(images, ctx.fraction)
-            # On the tensors' own device: the CPU need not wait for it.
-            chosen = torch.randperm(images, device=x.device)[:drawn]
-            grad_weight = gradient(grad[chosen], x[chosen], of=1).mul_(images / drawn)
+            grad_weight = gradient(grad[chosen], x[chosen], of=1) * (x.size(0) / chosen.size(0))
         return grad_x, grad_weight, None, None
 
 
@@ -84,7 +85,8 @@ def sampled_conv2d(x: Tensor, weight: Tensor, *, fraction: float, **geometry: An
     """A convolution whose weight gradient is estimated from a part of the batch, drawn anew each time.
 
     Every image is equally likely to be drawn, and the sum over those drawn is scaled up: the estimate is unbiased.
-    The gradient of the input is exact.
+    The gradient of the input is exact. Inside ``torch.compile`` so is the weight's: the compiler would draw twice, once for
+    the inputs and once for the gradients.
 
     Args:
         x: Input, shape (N, C, H, W).
@@ -92,6 +94,8 @@ def sampled_conv2d(x: Tensor, weight: Tensor, *, fraction: float, **geometry: An
         fraction: Part of the N images, above 0 and at most 1; at least one image is drawn.
         **geometry: ``stride``, ``padding``, ``dilation`` and ``groups`` of the convolution, the first three as pairs.
     """
+    if torch.compiler.is_compiling():
+        return F.conv2d(x, weight, **geometry)
     if (half := _autocast_dtype(x)) is not None:
         # What autocast does to a convolution, but not inside of a function of one's own.
         x, weight = x.to(half), weight.to(half)

@@ -155,7 +155,8 @@ class ComputingBottleneck(_ResidualLayer):
     def _branch(self, x: Tensor, weight: Tensor) -> Tensor:
         z = F.relu(F.conv2d(x, self.prev.conv1.weight.detach()), inplace=True)  # (N, B, H, W)
         z = F.relu(self._conv(z, weight), inplace=True)
-        return self._norm_after(lambda z: F.conv2d(z, self.next.conv3.weight.detach()), z)
+        expand = self.next.conv3.weight.detach()
+        return self._norm_after(lambda z: F.conv2d(z, expand), z)
 
     def _static_branch(self) -> nn.Module:
         return nn.Sequential(

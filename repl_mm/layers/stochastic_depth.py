@@ -6,6 +6,7 @@ after computing it, which regularises in the same way and saves nothing.
 
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,19 @@ class _Skippable:
     """Goes before a residual block's class among the bases."""
 
     skip_rate: float
+    last_norm: str
 
     def forward(self, x: Tensor) -> Tensor:
         # The input is rectified already, so that it is what the block gives with its branch at zero.
         if self.training and torch.rand(()).item() < self.skip_rate:
             return x
+        # The norm itself may be in eval mode while the block trains.
+        getattr(self, self.last_norm).scale = 1 / (1 - self.skip_rate) if self.training else 1
         return super().forward(x)
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        # Pickle finds no class that was made at run time.
+        return _new, (type(self).__mro__[2],), self.__dict__
 
 
 @cache
@@ -30,9 +38,13 @@ def _skippable(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f'Skippable{kind.__name__}', (_Skippable, kind), {})
 
 
+def _new(kind: type[nn.Module]) -> nn.Module:
+    return _skippable(kind).__new__(_skippable(kind))
+
+
 def _make_up_for_skips(norm: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
-    if norm.training:
-        out.mul_(1 / (1 - norm.skip_rate))  # in place: a norm keeps its input for the backward pass, not its output
+    if norm.scale != 1:
+        out.mul_(norm.scale)  # in place: a norm keeps its input for the backward pass, not its output
 
 
 def skip_at_random(blocks: Iterable[nn.Module], rate: float) -> None:
@@ -51,8 +63,18 @@ def skip_at_random(blocks: Iterable[nn.Module], rate: float) -> None:
     for number, block in enumerate(blocks, start=1):
         if isinstance(block, ComputingLayer | nn.Identity) or block.downsample is not None:
             continue
-        last = block.norm3 if hasattr(block, 'norm3') else block.norm2
-        block.skip_rate = last.skip_rate = rate * number / len(blocks)
+        block.last_norm = block.norm3_name if hasattr(block, 'norm3_name') else block.norm2_name
+        block.skip_rate = rate * number / len(blocks)
         # A new module around the block would change its keys in the state dict.
         block.__class__ = _skippable(type(block))
-        last.register_forward_hook(_make_up_for_skips)
+        last = getattr(block, block.last_norm)
+        last.scale = 1
+        block.scaling = last.register_forward_hook(_make_up_for_skips)
+
+
+def keep_all(blocks: Iterable[nn.Module]) -> None:
+    """Undo :func:`skip_at_random`, in place."""
+    for block in blocks:
+        if isinstance(block, _Skippable):
+            block.__class__ = type(block).__mro__[2]
+            block.scaling.remove()
