@@ -85,8 +85,8 @@ def sampled_conv2d(x: Tensor, weight: Tensor, *, fraction: float, **geometry: An
     """A convolution whose weight gradient is estimated from a part of the batch, drawn anew each time.
 
     Every image is equally likely to be drawn, and the sum over those drawn is scaled up: the estimate is unbiased.
-    The gradient of the input is exact. Inside ``torch.compile`` so is the weight's: the compiler would draw twice, once for
-    the inputs and once for the gradients.
+    The gradient of the input is exact. Inside ``torch.compile`` so is the weight's: the compiler would draw twice, once
+    for the inputs and once for the gradients.
 
     Args:
         x: Input, shape (N, C, H, W).
