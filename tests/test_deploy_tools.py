@@ -29,7 +29,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 import repl_mm.quantization
-from repl_mm.analysis import latency
+from repl_mm.analysis import timing
 from repl_mm.checkpoints import load_local
 from repl_mm.deploy import RawOutputs, deploy, relative_difference
 from repl_mm.export import OPSET, as_onnx, as_torch, check, input_shape, trace
@@ -344,7 +344,7 @@ def test_a_backend_that_does_nothing_is_an_error(monkeypatch):
 @pytest.mark.parametrize('text', [REPL, CLASSIFIER])
 def test_quantize_tool_scores_a_run(text, tmp_path, monkeypatch):
     """FP32 is what tools/test.py says; all forms are scored, of RepL and of the host's own backbone."""
-    monkeypatch.setattr(latency, 'time_in_turns', lambda calls, seconds: {form: [1.0] * 3 for form in calls})
+    monkeypatch.setattr(timing, 'time_in_turns', lambda calls, seconds: {form: [1.0] * 3 for form in calls})
     folder = tmp_path / 'run'
     folder.mkdir()
     (folder / 'net.py').write_text(text)

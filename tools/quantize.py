@@ -18,8 +18,8 @@ from rich.table import Table
 from torch import Tensor
 
 from repl_mm.analysis.compare import METRICS
-from repl_mm.analysis.timing import describe, time_in_turns
 from repl_mm.analysis.runs import find_config, name_runs
+from repl_mm.analysis.timing import describe, time_in_turns
 from repl_mm.backbones import ReplMixin
 from repl_mm.deploy import RawOutputs, deploy
 from repl_mm.quantization import quantize, quantize_onnx
