@@ -46,14 +46,7 @@ def main() -> None:
     predicted = predict_cost(e2e, counted['E2E'], config, shape)
     optimizer = config.get('optim_wrapper', {}).get('optimizer')
     table = Table('', '', title=f'{args.config}, one image of {args.size[0]} x {args.size[1]}, float32')
-    for column in (
-        'parameters',
-        'trainable',
-        'forward (GFLOP)',
-        'backward (GFLOP)',
-        'activations (MiB)',
-        'optimizer (MiB)',
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify='right')
     for form, c in configs.items():
         state = f'{optimizer_bytes(build_empty(c), optimizer) / MIB:,.1f}' if optimizer else '–'

@@ -278,7 +278,7 @@ def _measure_parts(config: Config, forms: Sequence[Mapping[str, Any]], *, second
         block.skip_rate = 0  # of stochastic depth, where the config has it
     for form in forms:
         sites = [tuple(site) for site in representatives]
-        # With the same labels and images the same modules, one of each stage replaced.
+        # One block of each stage is replaced.
         replaced = TrainingStep(_with_sites(config, dict(policy='explicit', sites=sites, **form)), **options)
         theirs = [*replaced.model.backbone.stages().values()]
         layers = {site.stage: theirs[site.stage][site.index] for site in representatives}
@@ -291,8 +291,8 @@ def _measure_parts(config: Config, forms: Sequence[Mapping[str, Any]], *, second
                 first - second
                 for first, second in zip(*((_numbers(m), _kept_mib(m, inputs[stage], step)) for m in pair), strict=True)
             )
-            seconds_of = median(np.subtract(times['block'], times['layer']).tolist())
-            gained_seconds[stage] = seconds_of + parameters * optimizer_seconds
+            in_passes = median(np.subtract(times['block'], times['layer']).tolist())
+            gained_seconds[stage] = in_passes + parameters * optimizer_seconds
             gained_mib[stage] = kept + parameters * optimizer_mib
         parts.site_seconds.append(gained_seconds)
         parts.site_mib.append(gained_mib)

@@ -22,7 +22,8 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 def recompute_between(produce: Callable[[Tensor], Tensor], consume: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``consume(produce(x))``; what lies between is computed again in the backward pass instead of being kept.
 
-    ``produce`` must not read anything that may be another by then but what it has bound itself.
+    ``produce`` must bind the weights that it reads, as a module's may be others by then.
+
     Checkpointing both (Chen et al. 2016) would run ``consume`` twice too, and a batch norm's running statistics
     would see every batch twice. Inside ``torch.compile`` the compiler decides what is kept.
     """

@@ -52,8 +52,7 @@ def skip_at_random(blocks: Iterable[nn.Module], rate: float) -> None:
 
     The rates rise linearly with depth, up to ``rate`` at the last block. A branch that is computed is scaled up, so
     that evaluation and deployment stay as they are. All images of a batch share one draw, and each process draws
-    for itself:
-    training on several needs ``find_unused_parameters=True`` and no synchronised batch norm.
+    for itself: training on several needs ``find_unused_parameters=True`` and no synchronised batch norm.
 
     Args:
         blocks: The residual blocks in network order; computing layers among them are left alone, but count.
