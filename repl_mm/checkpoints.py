@@ -6,10 +6,14 @@ nothing else. torch's variable ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` (the tools
 """
 
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any
@@ -17,7 +21,7 @@ from typing import IO, Any
 import mmengine.runner.checkpoint
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 from safetensors import safe_open
@@ -64,8 +68,25 @@ def _restricted(source: str) -> Iterator[None]:
         raise ValueError(f'{source} is not a checkpoint or is damaged: give one that training has written') from error
 
 
+def _is_intact(file: str | IO[bytes]) -> bool:
+    """Compare the check sums of an archive as torch writes it; torch itself does not when it reads.
+
+    Raises:
+        BadZipFile: They differ.
+    """
+    if zipfile.is_zipfile(file):  # before torch 1.6 files had another form, without check sums
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f'bad check sum of {damaged}')
+    return True
+
+
 def _load(file: str | IO[bytes], map_location: Any = None, weights_only: None = None) -> Mapping[str, Any]:
     with _restricted(str(file)):
+        _is_intact(file)
+        if not isinstance(file, str):
+            file.seek(0)
         return torch.load(file, map_location=map_location)
 
 
@@ -97,14 +118,61 @@ def load_local(filename: str, map_location: Any = None) -> Mapping[str, Any]:
         raise FileNotFoundError(f'there is no file {filename}')
     if path.suffix != '.safetensors':
         return _load(str(path), map_location)
-    with _restricted(filename), safe_open(path, framework='pt', device=str(map_location or 'cpu')) as file:
+    with _restricted(filename), safe_open(path, framework='pt', device='cpu') as file:
         metadata = file.metadata() or {}
         state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
-        return {'state_dict': state_dict, 'meta': json.loads(metadata.get('meta', '{}'))}
+        meta = metadata.get('meta', '{}')
+        if metadata.get('sha256', own := _digest(state_dict, meta)) != own:  # files of others have none
+            raise ValueError('bad check sum')
+        state_dict = {key: value.to(map_location or 'cpu') for key, value in state_dict.items()}
+        return {'state_dict': state_dict, 'meta': json.loads(meta)}
 
 
 def as_safetensors(state_dict: Mapping[str, Tensor], *, meta: Mapping[str, Any]) -> bytes:
-    """The content of a ``.safetensors`` file; ``meta`` is kept as JSON."""
+    """The content of a ``.safetensors`` file; ``meta`` is kept as JSON, beside a check sum of all that it holds."""
     # Shared tensors, such as convolutions that several levels of a head use, are written once for each key.
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state_dict.items()}
-    return save(tensors, metadata={'meta': json.dumps(meta)})
+    text = json.dumps(meta)
+    return save(tensors, metadata={'meta': text, 'sha256': _digest(tensors, text)})
+
+
+def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
+    digest = sha256(meta.encode())
+    for key in sorted(tensors):
+        value = tensors[key]
+        digest.update(f'{key} {value.dtype} {tuple(value.shape)}'.encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def find_newest(folder: Path) -> Path | None:
+    """The checkpoint of the farthest step in a work directory, from which training can be resumed.
+
+    One that is damaged is named in a warning and passed over.
+
+    Returns:
+        None where training has written none.
+
+    Raises:
+        ValueError: There are some, and all of them are damaged.
+    """
+    steps, damaged = {}, []
+
+    def reads(path: Path, read: Callable[[str], Any]) -> Any:
+        try:
+            with _restricted(str(path)):
+                return read(str(path))
+        except ValueError as error:
+            damaged.append(error)
+
+    for path in sorted(folder.glob('*.pth')):
+        content = reads(path, partial(torch.load, map_location='cpu', mmap=True))  # no tensor is read
+        if isinstance(content, Mapping) and 'optimizer' in content:
+            steps[path] = content['meta']['iter'], content['meta']['epoch']
+    newest_first = sorted(steps, key=steps.get, reverse=True)
+    newest = next((path for path in newest_first if reads(path, _is_intact)), None)
+    for error in damaged:
+        print_log(f'{error}. It is passed over', 'current', logging.WARNING)
+    if newest is None and damaged:
+        raise ValueError(f'no checkpoint in {folder} can be read: remove them to begin anew, or give --resume a file')
+    return newest

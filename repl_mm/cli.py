@@ -43,6 +43,12 @@ def friendly(*, on_interrupt: str = '') -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _leave(f'interrupted: {on_interrupt}'.removesuffix(': '), code=130)
+    except FloatingPointError as error:
+        _leave(f'error: {error}', code=1)
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        _leave(f'error: {sentence(error)}: it may have run out of memory', code=1)
     except (ValueError, OSError, KeyError) as error:
         if isinstance(error, KeyError) and not UNKNOWN_TYPE.search(str(error)):
             raise
@@ -82,18 +88,6 @@ def sentence(error: Exception) -> str:
     if isinstance(error, LookupError) and ' ' not in line:
         return f"'{line}' is not there"
     return line.replace('need at least one array to concatenate', 'the data set is empty')
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside, then moved into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}')
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 class CfgOptions(DictAction):

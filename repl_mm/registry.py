@@ -7,9 +7,11 @@ the first look-up, without ``custom_imports`` in a config.
 
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='repl_mm', locations=['repl_mm.backbones', 'repl_mm.necks'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='repl_mm', locations=['repl_mm.hooks'])
+LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='repl_mm', locations=['repl_mm.loops'])
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='repl_mm', locations=['repl_mm.datasets'])

@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_nothing(trained, tmp_path):
         code, stderr = run('deploy.py', trained / 'net.py', trained / 'net.pth', tmp_path / 'out')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (code, 'error: File too large' in stderr) == (2, True)
+    assert (code, 'file too large' in stderr) == (2, True)
     assert list(tmp_path.iterdir()) == []
 
 

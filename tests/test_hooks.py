@@ -25,9 +25,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import Dataset
 
-from repl_mm import gauges, hooks
+from repl_mm import gauges
 from repl_mm.gauges import CudaGauge, HostGauge, Stopwatch
 from repl_mm.hooks import CostHook
+from repl_mm.hooks import cost as cost_module
 
 IMAGES, BATCH = 24, 4  # six steps an epoch
 STEP, DATA, VALIDATION, LOG, CHECKPOINT, HOOK = 0.5, 0.125, 64.0, 16.0, 32.0, 8.0  # seconds; sums are exact
@@ -200,7 +201,8 @@ def test_every_field_by_hand(tmp_path: Path, clock: Clock) -> None:
     cost = cost_of(tmp_path)
     assert list(cost) == [
         'complete', 'device', 'world_size', 'versions', 'date', 'input_shape', 'images_per_step', 'first_step',
-        'steps', 'warmup', 'step_time_s', 'data_time_s', 'images_per_s', 's_per_epoch', 'time_s', 'memory_bytes',
+        'resumed_at', 'steps', 'warmup', 'step_time_s', 'data_time_s', 'images_per_s', 's_per_epoch', 'time_s',
+        'memory_bytes',
     ]  # fmt: skip
     assert cost['complete'] is True
     assert cost['device'] == f'CPU, {torch.get_num_threads()} threads'
@@ -319,14 +321,19 @@ def test_training_leaves_the_runner_as_it_was(tmp_path: Path, clock: Clock) -> N
     assert second['steps'] == 12
 
 
-def test_a_resumed_run_measures_the_resumed_part(tmp_path: Path, clock: Clock) -> None:
+def test_a_resumed_run_measures_all_its_steps(tmp_path: Path, clock: Clock) -> None:
+    """Oracle: the plan, of a run that is not interrupted; two steps of warm-up at each of the two beginnings."""
     checkpoint = dict(checkpoint=dict(type='CheckpointHook', interval=1))
     train_cfg = dict(by_epoch=True, max_epochs=1)
-    make_runner(tmp_path, clock, default_hooks=checkpoint, train_cfg=train_cfg).train()
+    make_runner(tmp_path, clock, plan=lambda step: 2 * STEP, default_hooks=checkpoint, train_cfg=train_cfg).train()
     make_runner(tmp_path, clock, default_hooks=checkpoint, resume=True).train()
     cost = cost_of(tmp_path)
-    assert (cost['first_step'], cost['steps'], cost['complete']) == (7, 6, True)
-    assert cost['time_s']['step'] == 6 * STEP
+    assert (cost['first_step'], cost['resumed_at'], cost['steps'], cost['complete']) == (1, [7], 12, True)
+    assert cost['time_s'] == dict(
+        step=6 * 2 * STEP + 6 * STEP, data=12 * DATA, validation=0, logging=0, checkpoint=0, hooks=0, other=0
+    )
+    assert cost['step_time_s']['mean'] == (4 * 2 * STEP + 4 * STEP) / 8
+    assert cost['images_per_s'] == 8 * BATCH / (4 * 2 * STEP + 4 * STEP + 8 * DATA)
 
 
 def test_an_exception_leaves_an_incomplete_record_and_asks_no_other_rank(
@@ -338,7 +345,7 @@ def test_an_exception_leaves_an_incomplete_record_and_asks_no_other_rank(
         return STEP
 
     asked = []
-    monkeypatch.setattr(hooks, 'all_reduce', lambda *args, **kwargs: asked.append(args))
+    monkeypatch.setattr(cost_module, 'all_reduce', lambda *args, **kwargs: asked.append(args))
     runner = make_runner(tmp_path, clock, plan=plan)
     with pytest.raises(RuntimeError, match='planned'):
         runner.train()
@@ -489,7 +496,7 @@ def two_ranks(rank: int, folder: Path) -> None:
         def sample(self) -> None:
             self.memory = plans[rank]
 
-    hooks.HostGauge = PlannedGauge
+    cost_module.HostGauge = PlannedGauge
     Stopwatch.clock = clock = Clock()
     make_runner(folder / f'rank{rank}', clock).train()
     dist.barrier()
@@ -548,7 +555,7 @@ def gpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
         'get_device_name': lambda: 'Toy GPU',
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(hooks, 'is_cuda_available', lambda: True)
+    monkeypatch.setattr(cost_module, 'is_cuda_available', lambda: True)
     return gpu
 
 
@@ -646,9 +653,9 @@ def test_impossible_options_are_refused(options: dict) -> None:
 def test_tuple_batches_count_and_unknown_ones_are_refused() -> None:
     """Oracle: three images by hand."""
     images = torch.zeros(3, 1, 8, 8)
-    assert len(hooks._images((images, [0, 1, 2]))) == 3
+    assert len(cost_module._images((images, [0, 1, 2]))) == 3
     with pytest.raises(ValueError, match=r'CostHook cannot tell the number of images.*dict'):
-        hooks._images({'pictures': images})
+        cost_module._images({'pictures': images})
 
 
 @pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmdet', 'mmseg'])

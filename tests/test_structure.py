@@ -15,8 +15,10 @@ PACKAGE = Path(__file__).parent.parent / 'repl_mm'
 ORDER = [
     'registry',
     'compat',
+    'files',
     'checkpoints',
     'cpu',
+    'loops',
     'sites',
     'synthesis',
     'layers',
@@ -60,7 +62,7 @@ def test_imports_go_one_way(path):
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_what_is_registered_knows_the_registry(path):
-    assert ('registry' in imports(path)) <= (part(path) in ('backbones', 'necks', 'hooks', 'datasets'))
+    assert ('registry' in imports(path)) <= (part(path) in ('backbones', 'necks', 'loops', 'hooks', 'datasets'))
 
 
 def test_the_maths_imports_no_host_library():

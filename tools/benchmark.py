@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from repl_mm.cli import CfgOptions, explain, friendly, load_scoped_config, write
+from repl_mm.cli import CfgOptions, explain, friendly, load_scoped_config
+from repl_mm.files import write
 
 # isort: split
 import torch

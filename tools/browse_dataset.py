@@ -2,7 +2,8 @@
 
 from argparse import ArgumentParser
 
-from repl_mm.cli import add_picture_arguments, explain, friendly, load_scoped_config, write
+from repl_mm.cli import add_picture_arguments, explain, friendly, load_scoped_config
+from repl_mm.files import write
 
 # isort: split
 import numpy as np

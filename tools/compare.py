@@ -9,7 +9,8 @@ from rich.console import Console
 
 from repl_mm.analysis.compare import as_json, as_markdown, as_table, compare, conditions
 from repl_mm.analysis.plot import as_png
-from repl_mm.cli import friendly, write
+from repl_mm.cli import friendly
+from repl_mm.files import write
 
 
 @friendly()

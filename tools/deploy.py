@@ -26,8 +26,8 @@ from repl_mm.cli import (
     read_checkpoint,
     require_fit,
     sentence,
-    write,
 )
+from repl_mm.files import write
 
 # isort: split
 from io import BytesIO

@@ -6,7 +6,8 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
 
-from repl_mm.cli import add_trust, build_runner, explain, friendly, load_config, read_checkpoint, require_fit, write
+from repl_mm.cli import add_trust, build_runner, explain, friendly, load_config, read_checkpoint, require_fit
+from repl_mm.files import write
 
 # isort: split
 import torch

@@ -1,6 +1,6 @@
 """Write a checkpoint of a config's model as it starts, for runs that shall start from the same weights."""
 
-import os
+import io
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
 from repl_mm.cli import add_arguments, build_model, explain, friendly, load_config
+from repl_mm.files import write
 
 
 @friendly()
@@ -24,7 +25,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.out.is_dir():
         raise ValueError(f'{args.out} is a folder: give the name of a file, such as {args.out / "seed.pth"}')
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     config = load_config(args, sections=('model',))
     # mmengine would list the initialisation of every parameter.
     MMLogger.get_instance('mmengine', log_level='WARNING')
@@ -33,10 +33,9 @@ def main() -> None:
     model = build_model(config)
     with explain(f'cannot initialise the model of {args.config}'):
         model.init_weights()
-    beside = args.out.with_name(f'.{args.out.name}')
-    with beside.open('wb') as file:
-        torch.save({'state_dict': model.state_dict()}, file)
-    os.replace(beside, args.out)
+    buffer = io.BytesIO()
+    torch.save({'state_dict': model.state_dict()}, buffer)
+    write(args.out, buffer.getvalue())
     print(f'Wrote {args.out}')
 
 

@@ -4,7 +4,8 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from repl_mm.analysis.predictions import as_grid
-from repl_mm.cli import friendly, write
+from repl_mm.cli import friendly
+from repl_mm.files import write
 
 
 @friendly()

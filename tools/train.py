@@ -1,12 +1,15 @@
 """Train a model of mmpretrain, mmdet or mmseg from its config."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from repl_mm.checkpoints import find_newest
 from repl_mm.cli import add_arguments, add_trust, build_runner, friendly, load_config, read_checkpoint, require_fit
 
 # isort: split
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 
 
 def parse_args() -> Namespace:
@@ -34,6 +37,41 @@ def use_scaled_lr(config: Config) -> None:
     config.auto_scale_lr.enable = True
 
 
+def use_exact_resume(config: Config) -> None:
+    """Let the config's loop, checkpoints and hooks be those that survive bad luck; see docs/long_runs.md."""
+    loop = config.train_cfg
+    if 'by_epoch' in loop and 'type' not in loop:
+        loop['type'] = 'EpochBasedTrainLoop' if loop.pop('by_epoch') else 'IterBasedTrainLoop'
+    if loop.get('type') in ('EpochBasedTrainLoop', 'IterBasedTrainLoop'):
+        loop['type'] = f'repl_mm.{loop["type"]}'
+    hooks = config.get('default_hooks') or {}
+    checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))  # None: the config wants none
+    if checkpoint and checkpoint.get('type') == 'CheckpointHook':
+        checkpoint = checkpoint | dict(type='repl_mm.CheckpointHook')
+    config.default_hooks = dict(hooks) | dict(checkpoint=checkpoint)
+    given = [*(config.get('custom_hooks') or [])]
+    types = [hook.get('type') if isinstance(hook, Mapping) else None for hook in given]
+    ours = ('repl_mm.FiniteLossHook', 'repl_mm.WatchdogHook')
+    config.custom_hooks = given + [dict(type=kind) for kind in ours if kind not in types]
+
+
+def checkpoint_folder(config: Config) -> Path:
+    """Where the config's runs write checkpoints."""
+    out_dir = (config.default_hooks['checkpoint'] or {}).get('out_dir')
+    return Path(out_dir, Path(config.work_dir).name) if out_dir else Path(config.work_dir)
+
+
+def use_checkpoint(config: Config, path: str) -> Mapping[str, Any]:
+    """Let the run go on from a checkpoint, which is returned."""
+    checkpoint = read_checkpoint(path)
+    if 'optimizer' not in checkpoint:
+        raise ValueError(f'{path} holds weights alone: start from them with --cfg-options load_from={path}')
+    config.update(load_from=path, resume=True)
+    # mmengine takes the seed from the checkpoint too, but when the order of the samples is settled.
+    config.randomness = dict(config.get('randomness') or {}) | dict(seed=checkpoint['meta']['seed'])
+    return checkpoint
+
+
 @friendly(on_interrupt='run again with --resume to continue from the last checkpoint')
 def main() -> None:
     args = parse_args()
@@ -42,12 +80,10 @@ def main() -> None:
         use_amp(config)
     if args.auto_scale_lr:
         use_scaled_lr(config)
-    path = find_latest_checkpoint(config.work_dir) if args.resume == 'auto' else args.resume
+    use_exact_resume(config)
+    path = find_newest(checkpoint_folder(config)) if args.resume == 'auto' else args.resume
     if path is not None:
-        config.update(load_from=path, resume=True)
-        checkpoint = read_checkpoint(path)
-        if 'optimizer' not in checkpoint:
-            raise ValueError(f'{path} holds weights alone: start from them with --cfg-options load_from={path}')
+        checkpoint = use_checkpoint(config, str(path))
     runner = build_runner(config, loops=['train'] + ['val'] * (config.get('val_cfg') is not None))
     if path is not None:
         require_fit(runner.model, checkpoint, source=path)

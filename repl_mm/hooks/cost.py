@@ -5,7 +5,6 @@ The borders between the kinds of work are the runner's own calls of its hooks: w
 """
 
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.runner import BaseLoop, Runner
 
 import repl_mm
+from repl_mm.files import write
 from repl_mm.gauges import CudaGauge, HostGauge, Stopwatch
 from repl_mm.registry import HOOKS
 
@@ -53,11 +53,19 @@ def _statistics(seconds: Sequence[float]) -> dict[str, float]:
     return {'mean': float(np.mean(seconds)), 'p50': p50, 'p90': p90, 'p99': p99}
 
 
-def _write_json(path: Path, record: dict) -> None:
-    """Write beside, then move into place: nobody ever reads half a file."""
-    beside = path.with_suffix('.tmp')
-    beside.write_text(json.dumps(record, indent=2) + '\n')
-    os.replace(beside, path)
+def _speed(figures: Mapping[str, Any], dataset: Any) -> dict[str, Any]:
+    """Statistics over the steps that are not warm-up."""
+    step, data = figures['step_s'].tolist(), figures['data_s'].tolist()
+    if not step:
+        return dict.fromkeys(('step_time_s', 'data_time_s', 'images_per_s', 's_per_epoch'))
+    rate = figures['images'] * get_world_size() / (sum(step) + sum(data))
+    return {
+        'step_time_s': _statistics(step),
+        'data_time_s': _statistics(data),
+        'images_per_s': rate,
+        # A stream of images has no length, so no epochs.
+        's_per_epoch': len(dataset) / rate if hasattr(dataset, '__len__') else None,
+    }
 
 
 def _during(name: str, category: str) -> str:
@@ -74,14 +82,16 @@ class CostHook(Hook):
     Times and images are those of rank 0 (its images times the number of ranks, which all get batches of one size);
     memory is the maximum over the ranks. Every second is booked on one of ``repl_mm.gauges.CATEGORIES``, so validation,
     log lines and checkpoints are no part of a step's data time, and the priorities of hooks do not matter.
-    A resumed run measures the resumed part alone; ``first_step`` says where it began.
+    Checkpoints hold the figures, so those of a resumed run are of all its steps from the first one; ``resumed_at``
+    says where it was interrupted. Steps that an interruption lost are not counted.
 
     While the run lasts, and when it ends by an exception or Ctrl-C, the file says ``"complete": false`` and holds
     rank 0's own memory. It is brought up to date after every epoch and validation.
 
     Args:
         interval: Steps between two points of the curves in the visualizer, and between two looks at the memory.
-        warmup: Steps at the start that the statistics leave out. Without a step beyond them the statistics are null.
+        warmup: Steps at the start, and after each resumption, that the statistics leave out. Without a step beyond them
+            the statistics are null.
 
     Raises:
         ValueError: An interval below 1 or a negative warm-up; a batch without recognisable images.
@@ -95,6 +105,8 @@ class CostHook(Hook):
             )
         self.interval = interval
         self.warmup = warmup
+        self._earlier: dict[str, Any] = {}  # what a checkpoint says of the steps before it
+        self._is_measuring = False
 
     def before_run(self, runner: Runner) -> None:
         """Stand around the training loop, the only place that sees its end in every case."""
@@ -102,10 +114,21 @@ class CostHook(Hook):
         if isinstance(loop, BaseLoop):
             loop.run = partial(self._measure, runner, loop, loop.run)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Let a resumed run know what its steps have cost until now."""
+        if self._is_measuring:
+            checkpoint['cost'] = self._figures()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Go on with the figures of a checkpoint."""
+        if runner._resume:
+            self._earlier = checkpoint.get('cost', {})
+
     def _measure(self, runner: Runner, loop: BaseLoop, run: Callable[[], Any]) -> Any:
         loop.run = run
         with ExitStack() as stack:
             self._start(runner)
+            stack.callback(setattr, self, '_is_measuring', False)
             self._attach(runner, stack)
             try:
                 result = run()
@@ -118,8 +141,9 @@ class CostHook(Hook):
         return result
 
     def _start(self, runner: Runner) -> None:
-        self._first_step = runner.iter + 1
-        self._input_shape: list[int] | None = None
+        self._is_measuring = True
+        self._begin = runner.iter + 1
+        self._input_shape: list[int] | None = self._earlier.get('input_shape')
         self._data_seconds: list[float] = []
         self._images: list[int] = []  # on this rank, of each step
         self._shown = 0  # steps that are in the visualizer
@@ -202,12 +226,46 @@ class CostHook(Hook):
                 f'cost.json has no step time: {record["steps"]} steps ran, and the first {self.warmup} are warm-up.'
             )
         if is_main_process():
-            _write_json(Path(runner.work_dir, 'cost.json'), record)
+            write(Path(runner.work_dir, 'cost.json'), f'{json.dumps(record, indent=2)}\n'.encode())
+
+    def _figures(self) -> dict[str, Any]:
+        """What this run and those before it, up to the checkpoint, have measured."""
+        own = slice(self.warmup, len(self._gauge.seconds))  # the steps whose duration is known
+        figures = {
+            'first_step': self._begin,
+            'resumed_at': [],
+            'steps': len(self._images),
+            'input_shape': self._input_shape,
+            'images_per_step': self._images[0] * get_world_size() if self._images else None,
+            'step_s': torch.tensor(self._gauge.seconds[own], dtype=torch.float64),
+            'data_s': torch.tensor(self._data_seconds[own], dtype=torch.float64),
+            'images': sum(self._images[own]),
+            'time_s': self._gauge.settle(self._watch.totals()),
+            'memory_bytes': self._gauge.memory,
+        }
+        if not (earlier := self._earlier):
+            return figures
+        return {
+            'first_step': earlier['first_step'],
+            'resumed_at': [*earlier['resumed_at'], self._begin],
+            'steps': earlier['steps'] + figures['steps'],
+            'input_shape': self._input_shape,
+            'images_per_step': figures['images_per_step'] or earlier['images_per_step'],
+            'step_s': torch.cat([earlier['step_s'], figures['step_s']]),
+            'data_s': torch.cat([earlier['data_s'], figures['data_s']]),
+            'images': earlier['images'] + figures['images'],
+            'time_s': {key: seconds + earlier['time_s'][key] for key, seconds in figures['time_s'].items()},
+            # On another device the peaks are of other kinds.
+            'memory_bytes': {
+                key: max(peak, earlier['memory_bytes'].get(key, 0)) for key, peak in figures['memory_bytes'].items()
+            },
+        }
 
     def _record(self, runner: Runner, *, complete: bool) -> dict[str, Any]:
         """What ``cost.json`` says; all ranks have to call it together when the run is complete."""
         self._gauge.sample()
-        memory = self._gauge.memory
+        figures = self._figures()
+        memory = figures['memory_bytes']
         if complete:
             peaks = torch.tensor(list(memory.values()))
             all_reduce(peaks, op='max')
@@ -223,28 +281,9 @@ class CostHook(Hook):
                 'repl_mm': repl_mm.__version__,
             },
             'date': date.today().isoformat(),
-            'input_shape': self._input_shape,
-            'images_per_step': self._images[0] * get_world_size() if self._images else None,
-            'first_step': self._first_step,
-            'steps': len(self._images),
+            **{key: figures[key] for key in ('input_shape', 'images_per_step', 'first_step', 'resumed_at', 'steps')},
             'warmup': self.warmup,
-            **self._speed(runner),
-            'time_s': self._gauge.settle(self._watch.totals()),
+            **_speed(figures, runner.train_dataloader.dataset),
+            'time_s': figures['time_s'],
             'memory_bytes': memory,
-        }
-
-    def _speed(self, runner: Runner) -> dict[str, Any]:
-        """Statistics after the warm-up, over the steps whose duration is known."""
-        known = slice(self.warmup, len(self._gauge.seconds))
-        step, data = self._gauge.seconds[known], self._data_seconds[known]
-        if not step:
-            return dict.fromkeys(('step_time_s', 'data_time_s', 'images_per_s', 's_per_epoch'))
-        rate = sum(self._images[known]) * get_world_size() / (sum(step) + sum(data))
-        dataset = runner.train_dataloader.dataset
-        return {
-            'step_time_s': _statistics(step),
-            'data_time_s': _statistics(data),
-            'images_per_s': rate,
-            # A stream of images has no length, so no epochs.
-            's_per_epoch': len(dataset) / rate if hasattr(dataset, '__len__') else None,
         }

@@ -1,0 +1,169 @@
+"""Checkpoints from which a run goes on as if nothing had happened."""
+
+import signal
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import FrameType
+from typing import Any, ClassVar
+
+import mmengine.hooks
+import torch
+from mmengine.dist import all_reduce, barrier, gather_object, get_rank, get_world_size, is_main_process
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from repl_mm.loops import ExactResumeMixin
+from repl_mm.registry import HOOKS
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _shield(init: Any, signals: Sequence[int], worker: int) -> None:
+    """Start a data-loader worker that outlives a signal to the whole job; it ends when its loader does."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+    if init is not None:
+        init(worker)
+
+
+@HOOKS.register_module()
+class CheckpointHook(mmengine.hooks.CheckpointHook):
+    """mmengine's ``CheckpointHook`` for runs that are killed, preempted and resumed.
+
+    - A checkpoint also says where in the epoch it was written, and holds gradients that are not yet applied (gradient
+      accumulation). With the loops of ``repl_mm.loops`` a run resumed from it ends with the same weights, bit for bit.
+    - With ``max_keep_ckpts`` the oldest file goes when the new one is there, not before.
+    - SIGTERM and SIGUSR1 (SLURM: preemption, ``--signal=USR1@120``) let all ranks save a checkpoint after the step
+      that runs, or after the validation that runs, and exit with 128 + the number of the signal.
+
+    Args:
+        **kwargs: Those of mmengine's hook.
+    """
+
+    SIGNALS: ClassVar = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+        self._gradients: list[dict[str, Tensor]] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Prepare the folder, and listen to signals from here on."""
+        super().before_train(runner)
+        self._handlers = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+        loops = (runner.train_loop, runner.val_loop)
+        for loader in (loop.dataloader for loop in loops if loop is not None):
+            loader.worker_init_fn = partial(_shield, loader.worker_init_fn, self.SIGNALS)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save at the interval, or because the run is asked to end."""
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if asked := self._asked():
+            self._leave(runner, asked, meta=dict(epoch=runner.epoch, iter=runner.iter + 1))
+
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
+        """Save the best score's checkpoint, or because the run is asked to end."""
+        super().after_val_epoch(runner, metrics)
+        if self._handlers and (asked := self._asked()):
+            self._leave(runner, asked, meta=dict(epoch=runner.epoch, iter=runner.iter))
+
+    def after_train(self, runner: Runner) -> None:
+        """Publish the checkpoint if asked to; signals do again what they did before."""
+        super().after_train(runner)
+        self._restore_handlers()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Say where in the run the checkpoint was written."""
+        loop, meta = runner.train_loop, checkpoint['meta']
+        if isinstance(loop, ExactResumeMixin):
+            within_epoch = loop.first_iter is not None and meta['epoch'] == loop.epoch
+            meta['place'] = dict(
+                done=meta['iter'] - loop.first_iter if within_epoch else 0,
+                batches=len(loop.dataloader),
+                world_size=get_world_size(),
+            )
+        checkpoint['gradients'] = self._gradients
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Go to the place of a checkpoint that the run is resumed from.
+
+        Raises:
+            ValueError: It was written in the middle of an epoch that had another number of batches or processes.
+        """
+        loop = runner.train_loop
+        if not runner._resume or not isinstance(loop, ExactResumeMixin):
+            return
+        own = dict(batches=len(loop.dataloader), world_size=get_world_size())
+        place = checkpoint['meta'].get('place', dict(done=0, **own))
+        given = {key: place[key] for key in own}
+        if given != own:
+            what = 'of {batches} batches an epoch on {world_size} process(es)'
+            message = f'the checkpoint is of a run {what.format(**given)}, and this one is {what.format(**own)}'
+            if place['done'] or checkpoint.get('gradients'):
+                raise ValueError(f'{message}: it was written within an epoch, resume with the batch size of then')
+            runner.logger.warning(f'{message}: it goes on, but not as the first would have')
+            return
+        loop.done = place['done']
+        if gradients := checkpoint.get('gradients'):
+            for name, parameter in _bare(runner.model).named_parameters():
+                if name in gradients[get_rank()]:
+                    parameter.grad = gradients[get_rank()][name].to(parameter.device)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        """As the host's, which removes the oldest file before it writes the new one."""
+        self._gather_gradients(runner)
+        full = self.max_keep_ckpts > 0 and len(self.keep_ckpt_ids) == self.max_keep_ckpts
+        oldest = self.keep_ckpt_ids.popleft() if full and self.keep_ckpt_ids[-1] != step else None
+        preemption = runner.message_hub.pop_info('preemption_ckpt', None)
+        super()._save_checkpoint_with_step(runner, step, meta)
+        self._gradients = []
+        if is_main_process() and self.max_keep_ckpts > 0:
+            outdated = [] if oldest is None else [self.filename_tmpl.format(oldest)]
+            for name in [*outdated, *([preemption] if preemption else [])]:
+                path = self.file_backend.join_path(self.out_dir, name)
+                if self.file_backend.isfile(path):
+                    self.file_backend.remove(path)
+
+    def _gather_gradients(self, runner: Runner) -> None:
+        """Keep what each rank has accumulated; after a step of the optimizer that is nothing."""
+        own = {
+            name: parameter.grad.cpu()
+            for name, parameter in _bare(runner.model).named_parameters()
+            if parameter.grad is not None
+        }
+        everyones = gather_object(own)
+        self._gradients = everyones if everyones and any(everyones) else []
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    def _asked(self) -> int:
+        """The signal that any rank got, 0 for none."""
+        if get_world_size() == 1:
+            return self._signal
+        number = torch.tensor(self._signal)
+        all_reduce(number, op='max')
+        return int(number)
+
+    def _leave(self, runner: Runner, number: int, meta: dict[str, Any]) -> None:
+        name = f'iter_{meta["iter"]}.pth'
+        self._gather_gradients(runner)
+        runner.message_hub.update_info('preemption_ckpt', name)
+        runner.save_checkpoint(self.out_dir, name, by_epoch=False, meta=meta, backend_args=self.backend_args)
+        runner.logger.warning(
+            f'Asked to end by {signal.Signals(number).name}: saved {name}. The same command with --resume goes on'
+        )
+        barrier()  # a launcher ends the others when the first one is gone
+        self._restore_handlers()
+        raise SystemExit(128 + number)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
