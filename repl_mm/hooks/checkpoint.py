@@ -1,7 +1,9 @@
 """Checkpoints from which a run goes on as if nothing had happened."""
 
+import os
 import signal
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Mapping
 from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
@@ -21,12 +23,20 @@ def _bare(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def _shield(init: Any, signals: Sequence[int], worker: int) -> None:
-    """Start a data-loader worker that outlives a signal to the whole job; it ends when its loader does."""
-    for number in signals:
-        signal.signal(number, signal.SIG_IGN)
+def _shield(init: Any, worker: int) -> None:
+    """Start a data-loader worker that outlives a signal to the whole job, and still obeys its own process."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # A handler does not learn who sent a signal, one that waits for it does.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, name='signals', daemon=True).start()
     if init is not None:
         init(worker)
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @HOOKS.register_module()
@@ -57,7 +67,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         self._handlers = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
         loops = (runner.train_loop, runner.val_loop)
         for loader in (loop.dataloader for loop in loops if loop is not None):
-            loader.worker_init_fn = partial(_shield, loader.worker_init_fn, self.SIGNALS)
+            loader.worker_init_fn = partial(_shield, loader.worker_init_fn)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None

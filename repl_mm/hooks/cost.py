@@ -175,6 +175,8 @@ class CostHook(Hook):
             self._gauge.end_step()
         previous = self._watch.category
         self._watch.switch(_during(fn_name, previous))
+        if fn_name == 'after_train_iter':
+            self._count_step(kwargs['data_batch'])  # before a hook saves a checkpoint
         call_hook(fn_name, **kwargs)
         self._follow(runner, fn_name, kwargs)
         if fn_name == 'before_val':
@@ -185,22 +187,20 @@ class CostHook(Hook):
 
     def _follow(self, runner: Runner, fn_name: str, kwargs: dict[str, Any]) -> None:
         """This hook's own work at a stage."""
-        if fn_name == 'after_train_iter':
-            self._after_step(runner, kwargs['data_batch'])
+        if fn_name == 'after_train_iter' and self.every_n_train_iters(runner, self.interval):
+            with self._watch.on('logging'):
+                self._show(runner)
         if fn_name in ('after_train_iter', 'after_val_iter') and kwargs['batch_idx'] % self.interval == 0:
             self._gauge.sample()
         if fn_name in ('after_train_epoch', 'after_val'):
             self._write(runner, complete=False)
 
-    def _after_step(self, runner: Runner, batch: Any) -> None:
+    def _count_step(self, batch: Any) -> None:
         self._gauge.collect(self._watch.take('step'))
         self._data_seconds.append(self._watch.take('data'))
         images = _images(batch)
         self._images.append(len(images))
         self._input_shape = self._input_shape or list(images[0].shape)
-        if self.every_n_train_iters(runner, self.interval):
-            with self._watch.on('logging'):
-                self._show(runner)
 
     def _show(self, runner: Runner) -> None:
         """Add the means since the last time to the curves."""
