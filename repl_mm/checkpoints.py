@@ -5,6 +5,7 @@ unpickler, with a list of what its own checkpoints hold besides tensors; and it 
 nothing else. torch's variable ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` (the tools' ``--trust``) lifts the restriction.
 """
 
+import errno
 import json
 import logging
 import os
@@ -57,9 +58,9 @@ def _restricted(source: str) -> Iterator[None]:
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             yield
-    except OSError:
-        raise
     except Exception as error:  # a damaged file may raise anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a place before the file's beginning
+            raise
         if found := REFUSED.search(str(error)):
             raise ValueError(
                 f'{source} was not read, it holds {found[1]} and could run code: get it as weights alone, or, if you '
@@ -174,5 +175,7 @@ def find_newest(folder: Path) -> Path | None:
     for error in damaged:
         print_log(f'{error}. It is passed over', 'current', logging.WARNING)
     if newest is None and damaged:
-        raise ValueError(f'no checkpoint in {folder} can be read: remove them to begin anew, or give --resume a file')
+        raise ValueError(
+            f'no checkpoint in {folder} can be read, to begin anew remove them: {"; ".join(map(str, damaged))}'
+        )
     return newest
