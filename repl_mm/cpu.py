@@ -6,6 +6,7 @@ accelerator nothing changes.
 """
 
 import atexit
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,8 +28,7 @@ class GlooRunner(Runner):
     def setup_env(self, env_cfg: dict) -> None:
         """Start the process group before mmengine asks for a GPU to do so."""
         dist.init_process_group('gloo')
-        # A process that ends with the group still open may be aborted by its threads.
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave_group)
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
@@ -42,6 +42,12 @@ class GlooRunner(Runner):
             find_unused_parameters=self.cfg.get('find_unused_parameters', False),
         )
         return MODEL_WRAPPERS.build(wrapper | dict(model_wrapper_cfg or {}), default_args=dict(module=model))
+
+
+def _leave_group() -> None:
+    """A process that ends while gloo's threads still hold tensors of Python's is aborted by them."""
+    dist.destroy_process_group()
+    time.sleep(0.5)
 
 
 def synchronise_batch_norms(model: nn.Module, *, every: bool) -> None:

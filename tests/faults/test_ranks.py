@@ -1,0 +1,164 @@
+"""Contract: when one of several processes dies, stalls or diverges, all end within a stated time, and say which it was.
+
+Oracle: the clock, what is printed, and the run of two processes that nothing happened to. These are real launches:
+``dist_train.sh``, torchrun, gloo.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import CLASSIFICATION, COMMON, ROOT
+
+STEPS = 12
+TIMEOUT = 8  # of the watchdog, in seconds
+GRACE = 30  # what torchrun gives a process that is asked to end
+START = 60  # imports, on a busy machine
+FAULTS = """
+import os, signal, time
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class Fault(Hook):
+    priority = 'LOWEST'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        kind = os.environ.get('FAULT')
+        if kind == 'slow' and runner.rank == 1:
+            time.sleep(1)
+        if runner.iter != 7:
+            return
+        if kind == 'preempted' and runner.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if kind == 'all preempted':
+            os.killpg(0, signal.SIGTERM) if runner.rank == 0 else time.sleep(1)
+        if runner.rank == 0:
+            return
+        if kind in ('killed', 'stopped'):
+            os.kill(os.getpid(), dict(killed=signal.SIGKILL, stopped=signal.SIGSTOP)[kind])
+        if kind == 'nan':
+            data_batch['inputs'] = data_batch['inputs'] * float('nan')
+        if kind == 'stuck in data':
+            import repl_mm.datasets
+            repl_mm.datasets.Digits.__getitem__ = lambda *_: time.sleep(1000)
+        if kind == 'stuck in a step':
+            time.sleep(1000)
+"""
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('ranks')
+    (folder / 'faults.py').write_text(FAULTS)
+    text = CLASSIFICATION.format(root=ROOT).replace('indices=44', 'indices=64').replace('workers=2', 'workers=0')
+    text += COMMON.format(val_interval=9).replace('train_cfg = dict(', 'train_cfg.update(', 1)
+    text += f"""
+custom_imports = dict(imports=['faults'])
+custom_hooks.extend([dict(type='mmengine.Fault'), dict(type='repl_mm.WatchdogHook', timeout={TIMEOUT})])
+"""
+    (folder / 'config.py').write_text(text)
+    return folder / 'config.py'
+
+
+def launch(config: Path, work_dir: Path, *args: str, fault: str = '', seconds: float) -> tuple[int, str]:
+    """Two processes with a fault: exit code and what they print. They have so many seconds after their start."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    env = os.environ | dict(
+        PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+        PYTHONPATH=f'{config.parent}:{ROOT}',
+        PORT=str(port),
+        OMP_NUM_THREADS='1',
+        CUDA_VISIBLE_DEVICES='-1',
+        FAULT=fault,
+    )
+    command = [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', work_dir, *args]
+    run = subprocess.run(
+        list(map(str, command)), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=START + seconds, start_new_session=True,
+    )  # fmt: skip
+    return run.returncode, run.stdout
+
+
+@pytest.fixture(scope='module')
+def whole(config, tmp_path_factory):
+    """The weights after a run of two processes that nothing happened to."""
+    work_dir = tmp_path_factory.mktemp('whole')
+    code, text = launch(config, work_dir, seconds=60)
+    assert code == 0, text
+    return torch.load(work_dir / f'iter_{STEPS}.pth', weights_only=False)['state_dict']
+
+
+def resume(config, work_dir, whole):
+    """Go on, and end as if nothing had happened."""
+    code, text = launch(config, work_dir, '--resume', seconds=60)
+    assert code == 0, text
+    found = torch.load(work_dir / f'iter_{STEPS}.pth', weights_only=False)['state_dict']
+    assert all(torch.equal(found[key], value) for key, value in whole.items())
+
+
+def test_a_killed_rank_ends_the_others(config, whole, tmp_path, survived):
+    code, text = launch(config, tmp_path, fault='killed', seconds=10 + GRACE)
+    assert code != 0
+    assert re.search(r'rank\s*: 1 \(local_rank: 1\)\s+exitcode\s*: -9', text)
+    resume(config, tmp_path, whole)
+    survived('rank killed')
+
+
+@pytest.mark.parametrize(
+    ('fault', 'says'),
+    [
+        ('stopped', r'rank 0 is in step 8, rank 1 does not answer'),
+        ('stuck in a step', r'rank 0 is in step 8, rank 1 is in step 8'),
+        ('stuck in data', r'rank 0 is in step 9, rank 1 is after step 8, in a hook or waiting for a batch'),
+    ],
+)
+def test_a_stalled_rank_ends_the_others(config, whole, fault, says, tmp_path, survived):
+    start = time.monotonic()
+    code, text = launch(config, tmp_path, fault=fault, seconds=TIMEOUT + 10 + GRACE)
+    assert code != 0
+    assert re.search(rf'rank \d: error: no progress for {TIMEOUT} s, the run ends: {says}', text), text
+    assert time.monotonic() - start > TIMEOUT
+    if fault == 'stopped':
+        resume(config, tmp_path, whole)
+    survived('rank stalled')
+
+
+def test_a_slow_rank_is_no_fault(config, whole, tmp_path, survived):
+    code, text = launch(config, tmp_path, fault='slow', seconds=60)
+    assert code == 0, text
+    found = torch.load(tmp_path / f'iter_{STEPS}.pth', weights_only=False)['state_dict']
+    assert all(torch.equal(found[key], value) for key, value in whole.items())
+    survived('rank slowed')
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_both(config, tmp_path, survived):
+    code, text = launch(config, tmp_path, fault='nan', seconds=30)
+    assert code != 0
+    said = re.findall(r'error: the loss is not finite at step 8: loss = nan on rank 1 for the samples .*', text)
+    assert len(said) >= 1, text
+    assert 'on rank 0' not in said[0]
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_4.pth', 'iter_6.pth']
+    survived('loss not finite on one rank')
+
+
+@pytest.mark.parametrize('fault', ['preempted', 'all preempted'])
+def test_a_signal_to_any_rank_saves_and_ends_all(config, whole, fault, tmp_path, survived):
+    code, text = launch(config, tmp_path, fault=fault, seconds=10 + GRACE)
+    assert code != 0
+    assert 'Asked to end by SIGTERM: saved iter_8.pth. The same command with --resume goes on' in text
+    if fault == 'preempted':
+        assert re.search(rf'exitcode\s*: {128 + signal.SIGTERM}', text)
+    resume(config, tmp_path, whole)
+    survived('rank preempted')
