@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TASK ?= classification
 
-.PHONY: setup demo test lint format
+.PHONY: setup demo test test-faults lint format
 
 setup: $(READY)
 
@@ -22,7 +22,10 @@ demo: $(READY)
 	@PATH="$(abspath $(BIN)):$$PATH" tools/run_demo.sh $(TASK)
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/faults
+
+test-faults: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/faults
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -82,7 +82,7 @@ class ReplMixin:
         super().__init__(*args, **kwargs)
         self.selection: Selection | None = None
         if repl is not None:
-            if not isinstance(repl, Mapping):
+            if not isinstance(repl, Mapping) or not all(isinstance(key, str) for key in repl):
                 raise ValueError(f"'repl' is a dict such as dict(policy='interval', every=4), or None, got {repl!r}")
             self._replace(**repl)
             self._freeze()

@@ -27,6 +27,8 @@ from repl_mm.cpu import GlooRunner
 
 # What the host libraries raise on bad input; the rest is taken for a bug.
 HOST_ERRORS = (AssertionError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+CALLED = ('type', 'constructor')  # keys of a config whose values mmengine looks up, in registries and beyond
+SCOPES = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'repl_mm')
 UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (.+) registry')
 
 
@@ -149,6 +151,7 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     with explain(f'cannot read the config {args.config}', errors=Exception):
         config = Config.fromfile(args.config)
     with explain('cannot apply --cfg-options'):
+        _require_registered(args.cfg_options or {})
         config.merge_from_dict(args.cfg_options or {})
     missing = [section for section in sections if config.get(section) is None]
     if missing:
@@ -160,6 +163,20 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     if config.get('default_scope') == 'mmpretrain':
         _complete_loaders(config)
     return config
+
+
+def _require_registered(options: Mapping[str, Any]) -> None:
+    """Let no option name a function of Python by its path: mmengine would import and call it."""
+    for key, value in options.items():
+        last = key.rpartition('.')[2]
+        scope, dot, _ = str(value).rpartition('.')
+        if last in ('imports', 'custom_imports') or (
+            last in CALLED and dot and scope not in (*SCOPES, *MODELS.children)
+        ):
+            raise ValueError(
+                f'{key} takes the name of a registered class, such as ResNet or mmdet.ResNet, got {value!r}: what a '
+                'config shall import stands in the config file'
+            )
 
 
 def load_scoped_config(args: Namespace, *, sections: Sequence[str]) -> Config:

@@ -5,6 +5,7 @@ Importing this module is enough to apply them; it must come before mmdet, mmseg 
 
 import importlib.util
 import sys
+import tarfile
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import NoReturn
@@ -93,5 +94,14 @@ def _resolve_mmseg_configs() -> None:
         MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 
 
+def _keep_archives_inside() -> None:
+    """Let no archive that a host unpacks write outside of its folder.
+
+    Can go with Python 3.11: it is the default from 3.14 on.
+    """
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+
+
+_keep_archives_inside()
 _use_torch_ops()
 _resolve_mmseg_configs()

@@ -19,7 +19,8 @@ def sample_names(batch: Any) -> list[str]:
     samples: Iterable[Any] = batch.get('data_samples', ()) if isinstance(batch, Mapping) else ()
     names = []
     for sample in samples:
-        known = [sample.get(key) for key in ('img_path', 'img_id', 'sample_idx') if sample.get(key) is not None]
+        get = getattr(sample, 'get', lambda key: None)  # a batch may hold anything
+        known = [get(key) for key in ('img_path', 'img_id', 'sample_idx') if get(key) is not None]
         names.append(str(known[0]) if known else '?')
     return names
 
