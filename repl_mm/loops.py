@@ -8,6 +8,7 @@ drawn, whatever the number of workers and however far they had read ahead.
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -179,11 +180,12 @@ class ExactIterBasedTrainLoop(ExactResumeMixin, IterBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         self._validate(due=self._validation_is_due())
         self._go_to(skip=0 if self.fast_forward_on_resume else self._iter)
-        self.dataloader_iterator = self._stream()
-        while self._iter < self._max_iters and not self.stop_training:
-            self.runner.model.train()
-            self.run_iter(next(self.dataloader_iterator))
-            self._validate(due=self._validation_is_due())
+        # An open stream would leave its workers to the garbage collector, which waits 5 seconds for each.
+        with closing(self._stream()) as self.dataloader_iterator:
+            while self._iter < self._max_iters and not self.stop_training:
+                self.runner.model.train()
+                self.run_iter(next(self.dataloader_iterator))
+                self._validate(due=self._validation_is_due())
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
