@@ -20,6 +20,7 @@ from mmengine.device import get_device
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
+from mmengine.runner._flexible_runner import FlexibleRunner
 from torch import Tensor, nn
 
 from repl_mm.checkpoints import CheckpointLoader
@@ -27,6 +28,7 @@ from repl_mm.cpu import GlooRunner
 
 # What the host libraries raise on bad input; the rest is taken for a bug.
 HOST_ERRORS = (AssertionError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+SHARDED = ('FlexibleRunner', 'repl_mm.FSDPStrategy')
 CALLED = ('type', 'constructor')  # keys of a config whose values mmengine looks up, in registries and beyond
 SCOPES = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'repl_mm')
 UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (.+) registry')
@@ -156,8 +158,14 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     missing = [section for section in sections if config.get(section) is None]
     if missing:
         raise ValueError(f'the config {args.config} lacks {", ".join(missing)}: give a config of a whole experiment')
-    if config.get('runner_type', 'Runner') != 'Runner':
-        raise ValueError(f'runner_type {config.runner_type!r} is not supported: leave it out for the default Runner')
+    strategy = (config.get('strategy') or {}).get('type')
+    if (config.get('runner_type', 'Runner'), strategy) not in (('Runner', None), SHARDED):
+        raise ValueError(
+            f'runner_type {config.get("runner_type")!r} with strategy {strategy!r} is not supported: leave both out '
+            "or take 'FlexibleRunner' with 'repl_mm.FSDPStrategy'"
+        )
+    if strategy is not None and config.get('env_cfg') is None:
+        config.env_cfg = dict(dist_cfg=dict(backend='nccl'))  # the other runner's default
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if config.get('default_scope') == 'mmpretrain':
@@ -223,7 +231,7 @@ def check_launch(launcher: str) -> None:
         )
 
 
-def build_runner(config: Config, *, loops: Sequence[str]) -> Runner:
+def build_runner(config: Config, *, loops: Sequence[str]) -> Runner | FlexibleRunner:
     """The runner of a config, with the data of its loops loaded.
 
     Args:
@@ -234,8 +242,7 @@ def build_runner(config: Config, *, loops: Sequence[str]) -> Runner:
         ValueError: Something in the config cannot be built, or a data set is empty.
     """
     with explain(f'cannot build {config.filename}'):
-        on_cpus = config.launcher != 'none' and get_device() == 'cpu'
-        runner = (GlooRunner if on_cpus else Runner).from_cfg(config)
+        runner = _runner_type(config).from_cfg(config)
     for loop in loops:
         with explain(f'cannot load the {loop} data, check {loop}_dataloader in the config'):
             loader = getattr(runner, f'{loop}_loop').dataloader
@@ -244,10 +251,16 @@ def build_runner(config: Config, *, loops: Sequence[str]) -> Runner:
                 f'{loop}_dataloader gives no batch, its data set has {len(loader.dataset)} samples: check its paths '
                 'and its batch_size'
             )
-    if 'train' in loops:
+    if 'train' in loops and isinstance(runner, Runner):  # a strategy builds it behind the model
         with explain('cannot build the optimizer'):
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     return runner
+
+
+def _runner_type(config: Config) -> type[Runner | FlexibleRunner]:
+    if config.get('runner_type') == 'FlexibleRunner':
+        return FlexibleRunner
+    return GlooRunner if config.launcher != 'none' and get_device() == 'cpu' else Runner
 
 
 def build_model(config: Config) -> BaseModel:

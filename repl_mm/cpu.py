@@ -28,7 +28,7 @@ class GlooRunner(Runner):
     def setup_env(self, env_cfg: dict) -> None:
         """Start the process group before mmengine asks for a GPU to do so."""
         dist.init_process_group('gloo')
-        atexit.register(_leave_group)
+        atexit.register(leave_group)
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
@@ -44,7 +44,7 @@ class GlooRunner(Runner):
         return MODEL_WRAPPERS.build(wrapper | dict(model_wrapper_cfg or {}), default_args=dict(module=model))
 
 
-def _leave_group() -> None:
+def leave_group() -> None:
     """A process that ends while gloo's threads still hold tensors of Python's is aborted by them."""
     dist.destroy_process_group()
     time.sleep(0.5)
@@ -72,20 +72,21 @@ class GlooBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        x = input.to(torch.promote_types(input.dtype, torch.float32)).transpose(1, -1)  # (N, ..., C)
-        axes = tuple(range(x.dim() - 1))
-        count = x.new_tensor(x[..., 0].numel())
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        axes = (0, *range(2, x.dim()))
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        count = x.new_tensor(x[:, 0].numel())
         dist.all_reduce(count)
         # Both reductions are differentiable. The mean comes first: E[x^2] - E[x]^2 would cancel.
         mean = all_reduce(x.sum(axes)) / count
-        centred = x - mean
+        centred = x - mean.view(shape)
         var = all_reduce(centred.square().sum(axes)) / count
         if self.track_running_stats:
             self._track(mean.detach(), var.detach() * count / (count - 1))
-        out = centred * torch.rsqrt(var + self.eps)
+        out = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
-            out = out * self.weight + self.bias
-        return out.transpose(1, -1).to(input.dtype)
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(input.dtype)
 
     def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
         self.num_batches_tracked += 1

@@ -9,9 +9,11 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import STRATEGIES as ROOT_STRATEGIES
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='repl_mm', locations=['repl_mm.backbones', 'repl_mm.necks'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='repl_mm', locations=['repl_mm.hooks'])
 LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='repl_mm', locations=['repl_mm.loops'])
+STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='repl_mm', locations=['repl_mm.fsdp'])
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='repl_mm', locations=['repl_mm.datasets'])

@@ -24,6 +24,7 @@ ORDER = [
     'layers',
     'replace',
     'backbones',
+    'fsdp',
     'deploy',
     'export',
     'quantization',
@@ -62,7 +63,7 @@ def test_imports_go_one_way(path):
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_what_is_registered_knows_the_registry(path):
-    assert ('registry' in imports(path)) <= (part(path) in ('backbones', 'necks', 'loops', 'hooks', 'datasets'))
+    assert ('registry' in imports(path)) <= (part(path) in ('backbones', 'necks', 'fsdp', 'loops', 'hooks', 'datasets'))
 
 
 def test_the_maths_imports_no_host_library():

@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from repl_mm.checkpoints import find_newest
-from repl_mm.cli import add_arguments, add_trust, build_runner, friendly, load_config, read_checkpoint, require_fit
+from repl_mm.cli import (
+    add_arguments,
+    add_trust,
+    build_model,
+    build_runner,
+    friendly,
+    load_config,
+    read_checkpoint,
+    require_fit,
+)
 
 # isort: split
 from mmengine.config import Config
+from mmengine.model import BaseModel
 
 
 def parse_args() -> Namespace:
@@ -86,7 +96,8 @@ def main() -> None:
         checkpoint = use_checkpoint(config, str(path))
     runner = build_runner(config, loops=['train'] + ['val'] * (config.get('val_cfg') is not None))
     if path is not None:
-        require_fit(runner.model, checkpoint, source=path)
+        model = runner.model if isinstance(runner.model, BaseModel) else build_model(config)  # sharded: a config
+        require_fit(model, checkpoint, source=path)
         del checkpoint  # it holds the optimizer's state as well
     runner.train()
 
