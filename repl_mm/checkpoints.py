@@ -155,27 +155,30 @@ def find_newest(folder: Path) -> Path | None:
         None where training has written none.
 
     Raises:
-        ValueError: There are some, and all of them are damaged.
+        ValueError: There are some, and none of them can be resumed from.
     """
-    steps, damaged = {}, []
+    steps, problems = {}, []
 
     def reads(path: Path, read: Callable[[str], Any]) -> Any:
         try:
             with _restricted(str(path)):
                 return read(str(path))
-        except ValueError as error:
-            damaged.append(error)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
 
     for path in sorted(folder.glob('*.pth')):
         content = reads(path, partial(torch.load, map_location='cpu', mmap=True))  # no tensor is read
-        if isinstance(content, Mapping) and 'optimizer' in content:
-            steps[path] = content['meta']['iter'], content['meta']['epoch']
+        meta = content.get('meta', {}) if isinstance(content, Mapping) and 'optimizer' in content else {}
+        if {'epoch', 'iter'} <= set(meta):
+            steps[path] = meta['iter'], meta['epoch']
+        elif content is not None and not path.name.startswith('best_'):
+            problems.append(f'{path} holds weights alone')
     newest_first = sorted(steps, key=steps.get, reverse=True)
     newest = next((path for path in newest_first if reads(path, _is_intact)), None)
-    for error in damaged:
-        print_log(f'{error}. It is passed over', 'current', logging.WARNING)
-    if newest is None and damaged:
+    if newest is None and problems:
         raise ValueError(
-            f'no checkpoint in {folder} can be read, to begin anew remove them: {"; ".join(map(str, damaged))}'
+            f'no checkpoint in {folder} can be resumed from, to begin anew remove them: {"; ".join(problems)}'
         )
+    for problem in problems:
+        print_log(f'{problem}. It is passed over', 'current', logging.WARNING)
     return newest

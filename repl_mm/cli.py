@@ -1,5 +1,6 @@
 """What the command-line tools share: errors that a person can read, arguments, config, runner, checkpoint."""
 
+import importlib.util
 import os
 import re
 import sys
@@ -175,15 +176,19 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
 
 def _require_registered(options: Mapping[str, Any]) -> None:
     """Let no option name a function of Python by its path: mmengine would import and call it."""
+    scopes = (*SCOPES, *MODELS.children)
     for key, value in options.items():
-        last = key.rpartition('.')[2]
-        scope, dot, _ = str(value).rpartition('.')
-        if last in ('imports', 'custom_imports') or (
-            last in CALLED and dot and scope not in (*SCOPES, *MODELS.children)
+        last, name = key.rpartition('.')[2], str(value)
+        scope, dot, _ = name.rpartition('.')
+        is_module = not dot and name.isidentifier() and importlib.util.find_spec(name) is not None
+        if (
+            (last in CALLED and (is_module or (dot and scope not in scopes)))
+            or (last in ('default_scope', '_scope_') and name not in scopes)
+            or last in ('imports', 'custom_imports')
         ):
             raise ValueError(
-                f'{key} takes the name of a registered class, such as ResNet or mmdet.ResNet, got {value!r}: what a '
-                'config shall import stands in the config file'
+                f'{key} takes the name of a registered class, such as ResNet or mmdet.ResNet, or of a library, got '
+                f'{value!r}: what a config shall import stands in the config file'
             )
 
 

@@ -51,8 +51,8 @@ class PlacedBatches(Sampler[Batch]):
         batches: The batch sampler of a data loader.
 
     Attributes:
-        place: Number of the next batch.
-        skip: How many batches to leave out before it.
+        place: Number of the first batch of the next pass.
+        skip: How many batches the next pass leaves out before it; afterwards, how many it had too few.
     """
 
     def __init__(self, batches: Sampler[Sequence[int]]) -> None:
@@ -63,12 +63,15 @@ class PlacedBatches(Sampler[Batch]):
         self.place = self.skip = 0
 
     def __iter__(self) -> Iterator[Batch]:
+        # A hook may read the loader for itself: its pass must not move that of training.
+        place, skip, self.skip = self.place, self.skip, 0
         for indices in self.batches:
-            if self.skip > 0:
-                self.skip -= 1
+            if skip > 0:
+                skip -= 1
                 continue
-            yield Batch(self.place, indices)
-            self.place += 1
+            yield Batch(place, indices)
+            place += 1
+        self.skip = skip
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -106,21 +109,26 @@ def place_batches(loader: DataLoader, *, seed: int) -> PlacedBatches | None:
 class ExactResumeMixin:
     """What the two loops below have in common.
 
+    Besides mmengine's stages they call ``between_steps`` of hooks that have it: after each step and each validation,
+    when all other hooks are through and the counts are those that the next step begins with.
+
     Attributes:
         first_iter: The step at which the current epoch began; None in a run that counts no epochs.
-        done: Batches of the current epoch that were trained on before the run was resumed.
+        done: Batches of the current epoch that were trained on before the run was resumed; None to tell it from the
+            counts of steps and epochs.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.first_iter: int | None = None
-        self.done = 0
+        self.done: int | None = None
         self._batches = place_batches(self.dataloader, seed=self.runner.seed)
 
     def run_iter(self, *args: Any) -> None:
         """One step, with generators that are seeded for it."""
         seed_generators(self.runner.seed, get_rank(), self._iter, _MODEL)
         super().run_iter(*args)
+        self.runner.call_hook('between_steps')
 
     def _go_to(self, *, skip: int) -> None:
         """Let the data loader begin with the batch of the current step, and leave out ``skip`` batches before it."""
@@ -132,9 +140,10 @@ class ExactResumeMixin:
     def _validate(self, *, due: bool) -> None:
         """Validate if it is due and was not done when the checkpoint was written: schedulers may wait for a score."""
         hub = self.runner.message_hub
-        if self.runner.val_loop is not None and due and hub.get_info('validated_iter') != self._iter:
-            hub.update_info('validated_iter', self._iter)  # checkpoints of best scores are written within
+        if self.runner.val_loop is not None and due and hub.get_info('last_validation') != self._iter:
+            hub.update_info('last_validation', self._iter)  # checkpoints of best scores are written within
             self.runner.val_loop.run()
+            self.runner.call_hook('between_steps')
 
 
 @LOOPS.register_module(name='EpochBasedTrainLoop')
@@ -143,6 +152,9 @@ class ExactEpochBasedTrainLoop(ExactResumeMixin, EpochBasedTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """Train, and validate where the config says so."""
+        if self.done is None:  # a new run, or one from a checkpoint that does not say where in its epoch it is
+            done = self._iter - self._epoch * len(self.dataloader)
+            self.done = done if 0 <= done <= len(self.dataloader) else 0
         self.runner.call_hook('before_train')
         self._validate(due=self._validation_is_due() and self.done == 0)
         while self._epoch < self._max_epochs and not self.stop_training:
@@ -179,7 +191,6 @@ class ExactIterBasedTrainLoop(ExactResumeMixin, IterBasedTrainLoop):
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         self._validate(due=self._validation_is_due())
-        self._go_to(skip=0 if self.fast_forward_on_resume else self._iter)
         # An open stream would leave its workers to the garbage collector, which waits 5 seconds for each.
         with closing(self._stream()) as self.dataloader_iterator:
             while self._iter < self._max_iters and not self.stop_training:
@@ -194,10 +205,16 @@ class ExactIterBasedTrainLoop(ExactResumeMixin, IterBasedTrainLoop):
         """The batches of one pass over the data after the other; the pass of an ``InfiniteSampler`` never ends."""
         loader = self.dataloader
         sampler = self._batches.sampler if self._batches is not None else loader.sampler
+        skip = 0 if self.fast_forward_on_resume else self._iter
         for epoch in count():
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(epoch)
+            self._go_to(skip=skip)
+            number, before = self._iter, skip
             yield from loader
+            skip = self._batches.skip if self._batches is not None else 0
+            if (self._iter, skip) == (number, before):
+                raise ValueError('train_dataloader gives no batch any more: its sampler can be read only once')
 
     def _validation_is_due(self) -> bool:
         self._decide_current_val_interval()

@@ -14,6 +14,7 @@ import socket
 import tarfile
 from pathlib import Path
 
+import mmengine.hooks
 import numpy as np
 import pytest
 import torch
@@ -29,8 +30,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from repl_mm import files, loops
+from repl_mm.checkpoints import find_newest
 from repl_mm.files import AtomicBackend, write
-from repl_mm.hooks import FiniteLossHook, WatchdogHook
+from repl_mm.hooks import CheckpointHook, FiniteLossHook, WatchdogHook
 
 STEPS = 6  # an epoch
 NUMBERS = itertools.count()
@@ -298,6 +300,7 @@ def test_a_run_that_diverges_for_good_ends_though_steps_may_be_left_out(train, p
 @pytest.mark.parametrize(
     ('hook', 'message'),
     [
+        (lambda: CheckpointHook(interval='a'), "takes a whole number as interval, got 'a'"),
         (lambda: FiniteLossHook(action='ignore'), "takes action='stop' or 'skip', got 'ignore'"),
         (lambda: WatchdogHook(timeout=0), 'takes a timeout above 0 seconds, got 0'),
     ],
@@ -343,13 +346,125 @@ def test_training_opens_no_port(train, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'option', ['model.type=os.system', 'train_dataloader.collate_fn.type=os.system', 'custom_imports.imports=[os]',
-               'optim_wrapper.constructor=subprocess.run'],
-)  # fmt: skip
-def test_options_of_the_command_line_import_nothing(train, option):
+    'option',
+    [
+        'model.type=os.system',
+        'model.type=evil',
+        'model._scope_=evil',
+        'default_scope=evil',
+        'train_dataloader.collate_fn.type=os.system',
+        'custom_imports.imports=[evil]',
+        'optim_wrapper.constructor=subprocess.run',
+    ],
+)
+def test_options_of_the_command_line_import_nothing(train, option, tmp_path, monkeypatch):
+    (tmp_path / 'evil.py').write_text(f'open({str(tmp_path / "victim")!r}, "w")')
+    monkeypatch.syspath_prepend(tmp_path)
     code, last, _ = train('run', '--cfg-options', option)
     assert code == 2
-    assert 'takes the name of a registered class, such as ResNet or mmdet.ResNet, got' in last
+    assert 'takes the name of a registered class, such as ResNet or mmdet.ResNet, or of a library, got' in last
+    assert not (tmp_path / 'victim').exists()
+
+
+@pytest.mark.parametrize('kind', ['', 'train_cfg = dict(by_epoch=False, max_iters=18)\n', ITERATIONS])
+def test_a_hook_may_read_the_data_for_itself(train, kind):
+    """As precise batch norm does; the places of training stay what they were."""
+
+    class Reader(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+            if runner.iter % 5 == 4:
+                list(itertools.islice(runner.train_dataloader, 2))
+
+    HOOKS.register_module(name='Reader', module=Reader, force=True)
+    reading = kind + 'custom_hooks.append(dict(type="Reader"))\n'
+    code, last, _ = train('whole', change=reading)
+    if kind == ITERATIONS:  # mmengine's endless sampler can be read only once
+        assert (code, last) == (2, 'error: train_dataloader gives no batch any more: its sampler can be read only once')
+        return
+    assert train('broken', change=reading + 'custom_hooks.append(dict(type="Interrupt", step=8))\n')[0] == 130
+    code, _, work_dir = train('broken', '--resume', change=reading)
+    assert code == 0
+    assert same(end_of(work_dir), end_of(work_dir.with_name('whole')))
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_mmengines_own_hook(train):
+    """It does not say where in the epoch it was written; the counts do."""
+    assert train('whole')[0] == 0
+    plain = 'default_hooks["checkpoint"]["type"] = "Plain"\n'
+    HOOKS.register_module(name='Plain', module=type('Plain', (mmengine.hooks.CheckpointHook,), {}), force=True)
+    assert train('broken', change=plain + 'custom_hooks.append(dict(type="Interrupt", step=8))\n')[0] == 130
+    code, _, work_dir = train('broken', '--resume', change=plain)
+    assert code == 0
+    assert same(end_of(work_dir), end_of(work_dir.with_name('whole')))
+
+
+def test_early_stopping_goes_on_counting(train, monkeypatch):
+    """Oracle: the run that is not interrupted ends when the score has not risen for two validations."""
+    stopping = """
+val_dataloader = dict(train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+val_cfg = dict()
+val_evaluator = dict(type='Constant')
+custom_hooks.append(dict(type='EarlyStoppingHook', monitor='score', rule='greater', patience=2))
+train_cfg = dict(by_epoch=True, max_epochs=6)
+"""
+
+    class Constant(BaseMetric):
+        def process(self, data_batch, data_samples):
+            self.results.append(0)
+
+        def compute_metrics(self, results):
+            if sent_once:
+                os.kill(os.getpid(), sent_once.pop())
+            return dict(score=0.5)
+
+    METRICS.register_module(name='Constant', module=Constant, force=True)
+    sent_once: list[int] = []
+    _, _, whole = train('whole', change=stopping)
+    sent_once.append(signal.SIGTERM)  # in the first validation
+    assert train('broken', change=stopping)[0] == 143
+    _, _, work_dir = train('broken', '--resume', change=stopping)
+    names = [sorted(path.name for path in folder.glob('*.pth')) for folder in (whole, work_dir)]
+    assert names[0] == names[1] == ['iter_17.pth', 'iter_18.pth']
+
+
+def test_a_signal_at_a_save_step_costs_no_checkpoint(train):
+    change = 'default_hooks["checkpoint"]["interval"] = 2\n'
+    sent = f'custom_hooks.append(dict(type="Interrupt", step=3, number={int(signal.SIGTERM)}))\n'
+    code, _, work_dir = train('run', change=change + sent)
+    assert (code, sorted(path.name for path in work_dir.glob('*.pth'))) == (143, ['iter_2.pth', 'iter_4.pth'])
+    assert train('run', '--resume', change=change + 'custom_hooks.append(dict(type="Interrupt", step=7))\n')[0] == 130
+    assert sorted(path.name for path in work_dir.glob('*.pth')) == ['iter_4.pth', 'iter_6.pth']
+
+
+def test_resuming_looks_past_what_is_no_checkpoint(train):
+    """A folder, links that lead nowhere, files of others; but it does not begin anew beside bare weights."""
+    train('run', change='custom_hooks.append(dict(type="Interrupt", step=8))\n')
+    _, _, work_dir = train('run', change='custom_hooks.append(dict(type="Interrupt", step=4))\n')
+    (work_dir / 'iter_99.pth').mkdir()
+    (work_dir / 'dangling.pth').symlink_to(work_dir / 'nothing')
+    (work_dir / 'loop.pth').symlink_to(work_dir / 'loop.pth')
+    torch.save(dict(optimizer={}, model={}), work_dir / 'foreign.pth')
+    assert find_newest(work_dir) == work_dir / 'iter_8.pth'
+    for path in work_dir.glob('iter_?.pth'):
+        state = torch.load(path, weights_only=False)
+        torch.save(dict(state_dict=state['state_dict'], meta=state['meta']), path)
+    code, last, _ = train('run', '--resume')
+    assert code == 2
+    assert 'can be resumed from, to begin anew remove them' in last
+    assert 'iter_8.pth holds weights alone' in last
+
+
+@pytest.mark.parametrize(
+    ('missing', 'said'),
+    [('message_hub', 'was not written by mmengine'), ('meta', 'was not written by mmengine'), ('optimizer', 'alone')],
+)
+def test_resuming_from_what_lacks_something(train, missing, said, tmp_path):
+    _, _, work_dir = train('run', change='custom_hooks.append(dict(type="Interrupt", step=2))\n')
+    checkpoint = torch.load(work_dir / 'iter_2.pth', weights_only=False)
+    del checkpoint[missing]
+    torch.save(checkpoint, tmp_path / 'less.pth')
+    code, last, _ = train('other', '--resume', tmp_path / 'less.pth')
+    assert (code, said in last) == (2, True)
 
 
 def test_an_archive_cannot_write_outside_of_its_folder(tmp_path):

@@ -1,5 +1,6 @@
 """Train a model of mmpretrain, mmdet or mmseg from its config."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,16 +48,21 @@ def use_scaled_lr(config: Config) -> None:
     config.auto_scale_lr.enable = True
 
 
+def name_of(kind: str | type | None) -> str:
+    """What a class of mmengine is called, however a config names it."""
+    return getattr(kind, '__name__', str(kind)).removeprefix('mmengine.')
+
+
 def use_exact_resume(config: Config) -> None:
     """Let the config's loop, checkpoints and hooks be those that survive bad luck; see docs/long_runs.md."""
     loop = config.train_cfg
     if 'by_epoch' in loop and 'type' not in loop:
         loop['type'] = 'EpochBasedTrainLoop' if loop.pop('by_epoch') else 'IterBasedTrainLoop'
-    if loop.get('type') in ('EpochBasedTrainLoop', 'IterBasedTrainLoop'):
-        loop['type'] = f'repl_mm.{loop["type"]}'
+    if name_of(loop.get('type')) in ('EpochBasedTrainLoop', 'IterBasedTrainLoop'):
+        loop['type'] = f'repl_mm.{name_of(loop["type"])}'
     hooks = config.get('default_hooks') or {}
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))  # None: the config wants none
-    if checkpoint and checkpoint.get('type') == 'CheckpointHook':
+    if checkpoint and name_of(checkpoint.get('type')) == 'CheckpointHook':
         checkpoint = checkpoint | dict(type='repl_mm.CheckpointHook')
     config.default_hooks = dict(hooks) | dict(checkpoint=checkpoint)
     given = [*(config.get('custom_hooks') or [])]
@@ -74,11 +80,15 @@ def checkpoint_folder(config: Config) -> Path:
 def use_checkpoint(config: Config, path: str) -> Mapping[str, Any]:
     """Let the run go on from a checkpoint, which is returned."""
     checkpoint = read_checkpoint(path)
-    if 'optimizer' not in checkpoint:
+    missing = {'optimizer', 'meta', 'message_hub'} - set(checkpoint)
+    if 'optimizer' in missing:
         raise ValueError(f'{path} holds weights alone: start from them with --cfg-options load_from={path}')
+    if missing or not {'iter', 'epoch'} <= set(checkpoint['meta']):
+        raise ValueError(f'{path} was not written by mmengine: start from it with --cfg-options load_from={path}')
     config.update(load_from=path, resume=True)
     # mmengine takes the seed from the checkpoint too, but when the order of the samples is settled.
-    config.randomness = dict(config.get('randomness') or {}) | dict(seed=checkpoint['meta']['seed'])
+    if 'seed' in checkpoint['meta']:
+        config.randomness = dict(config.get('randomness') or {}) | dict(seed=checkpoint['meta']['seed'])
     return checkpoint
 
 
@@ -92,6 +102,8 @@ def main() -> None:
         use_scaled_lr(config)
     use_exact_resume(config)
     path = find_newest(checkpoint_folder(config)) if args.resume == 'auto' else args.resume
+    if args.resume and path is None:
+        print(f'nothing to resume from in {checkpoint_folder(config)}: the run begins anew', file=sys.stderr)
     if path is not None:
         checkpoint = use_checkpoint(config, str(path))
     runner = build_runner(config, loops=['train'] + ['val'] * (config.get('val_cfg') is not None))

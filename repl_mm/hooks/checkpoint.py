@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Mapping
 from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 import mmengine.hooks
 import torch
 from mmengine.dist import all_reduce, barrier, gather_object, get_rank, get_world_size, is_main_process
+from mmengine.hooks import EarlyStoppingHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -47,15 +47,22 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
       accumulation). With the loops of ``repl_mm.loops`` a run resumed from it ends with the same weights, bit for bit.
     - With ``max_keep_ckpts`` the oldest file goes when the new one is there, not before.
     - SIGTERM and SIGUSR1 (SLURM: preemption, ``--signal=USR1@120``) let all ranks save a checkpoint after the step
-      that runs, or after the validation that runs, and exit with 128 + the number of the signal.
+      that runs, or after the validation that runs, and exit with 128 + the number of the signal. With another loop
+      the signals do what they do by default.
 
     Args:
         **kwargs: Those of mmengine's hook.
+
+    Raises:
+        ValueError: An interval or a number of files that is no whole number.
     """
 
     SIGNALS: ClassVar = (signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self, **kwargs: Any) -> None:
+        for name in ('interval', 'max_keep_ckpts'):
+            if not isinstance(kwargs.get(name, 0), int):
+                raise ValueError(f'CheckpointHook takes a whole number as {name}, got {kwargs[name]!r}')
         super().__init__(**kwargs)
         self._signal = 0
         self._handlers: dict[int, Any] = {}
@@ -64,24 +71,17 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder, and listen to signals from here on."""
         super().before_train(runner)
+        if not isinstance(runner.train_loop, ExactResumeMixin):
+            return
         self._handlers = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
         loops = (runner.train_loop, runner.val_loop)
         for loader in (loop.dataloader for loop in loops if loop is not None):
             loader.worker_init_fn = partial(_shield, loader.worker_init_fn)
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
-    ) -> None:
-        """Save at the interval, or because the run is asked to end."""
-        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+    def between_steps(self, runner: Runner) -> None:
+        """Leave if the run is asked to end."""
         if asked := self._asked():
-            self._leave(runner, asked, meta=dict(epoch=runner.epoch, iter=runner.iter + 1))
-
-    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
-        """Save the best score's checkpoint, or because the run is asked to end."""
-        super().after_val_epoch(runner, metrics)
-        if self._handlers and (asked := self._asked()):
-            self._leave(runner, asked, meta=dict(epoch=runner.epoch, iter=runner.iter))
+            self._leave(runner, asked)
 
     def after_train(self, runner: Runner) -> None:
         """Publish the checkpoint if asked to; signals do again what they did before."""
@@ -99,6 +99,9 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
                 world_size=get_world_size(),
             )
         checkpoint['gradients'] = self._gradients
+        checkpoint['early_stopping'] = [
+            dict(wait_count=hook.wait_count, best_score=hook.best_score) for hook in self._early_stopping(runner)
+        ]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Go to the place of a checkpoint that the run is resumed from.
@@ -109,8 +112,11 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         loop = runner.train_loop
         if not runner._resume or not isinstance(loop, ExactResumeMixin):
             return
+        meta = checkpoint['meta']
+        for hook, state in zip(self._early_stopping(runner), checkpoint.get('early_stopping', ()), strict=False):
+            vars(hook).update(state)
         own = dict(batches=len(loop.dataloader), world_size=get_world_size())
-        place = checkpoint['meta'].get('place', dict(done=0, **own))
+        place = meta.get('place', dict(done=None, **own))  # mmengine's own hook does not say it
         given = {key: place[key] for key in own}
         if given != own:
             what = 'of {batches} batches an epoch on {world_size} process(es)'
@@ -161,17 +167,24 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         all_reduce(number, op='max')
         return int(number)
 
-    def _leave(self, runner: Runner, number: int, meta: dict[str, Any]) -> None:
-        name = f'iter_{meta["iter"]}.pth'
-        self._gather_gradients(runner)
-        runner.message_hub.update_info('preemption_ckpt', name)
-        runner.save_checkpoint(self.out_dir, name, by_epoch=False, meta=meta, backend_args=self.backend_args)
+    def _leave(self, runner: Runner, number: int) -> None:
+        name = f'iter_{runner.iter}.pth'
+        path = self.file_backend.join_path(self.out_dir, name)
+        if runner.message_hub.get_info('last_ckpt') != path:  # the step was at the interval
+            self._gather_gradients(runner)
+            runner.message_hub.update_info('preemption_ckpt', name)
+            meta = dict(epoch=runner.epoch, iter=runner.iter)
+            runner.save_checkpoint(self.out_dir, name, by_epoch=False, meta=meta, backend_args=self.backend_args)
         runner.logger.warning(
             f'Asked to end by {signal.Signals(number).name}: saved {name}. The same command with --resume goes on'
         )
         barrier()  # a launcher ends the others when the first one is gone
         self._restore_handlers()
         raise SystemExit(128 + number)
+
+    @staticmethod
+    def _early_stopping(runner: Runner) -> list[EarlyStoppingHook]:
+        return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():

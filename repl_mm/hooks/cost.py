@@ -247,7 +247,7 @@ class CostHook(Hook):
             return figures
         return {
             'first_step': earlier['first_step'],
-            'resumed_at': [*earlier['resumed_at'], self._begin],
+            'resumed_at': [*earlier['resumed_at'], *([self._begin] if figures['steps'] else [])],
             'steps': earlier['steps'] + figures['steps'],
             'input_shape': self._input_shape,
             'images_per_step': figures['images_per_step'] or earlier['images_per_step'],
