@@ -5,6 +5,14 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
+PART = '.part'
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes have left of files in a folder; nobody may be writing there."""
+    for path in folder.glob(f'.*{PART}'):
+        path.unlink(missing_ok=True)
+
 
 def write(path: Path, content: bytes) -> None:
     """Write a file beside, down to the disk, then move it into place.
@@ -12,7 +20,7 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         OSError: The disk is full, or the place cannot be written to; a file that was there before is as it was.
     """
-    beside = path.with_name(f'.{path.name}.part')  # of the same name each time: what a kill leaves is overwritten
+    beside = path.with_name(f'.{path.name}.{os.getpid()}{PART}')  # several processes may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, 'wb') as file:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from repl_mm.files import remove_parts
 from repl_mm.loops import ExactResumeMixin
 from repl_mm.registry import HOOKS
 
@@ -71,6 +73,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder, and listen to signals from here on."""
         super().before_train(runner)
+        if is_main_process():
+            remove_parts(Path(self.out_dir))
         if not isinstance(runner.train_loop, ExactResumeMixin):
             return
         self._handlers = {number: signal.signal(number, self._remember) for number in self.SIGNALS}

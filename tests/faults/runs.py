@@ -148,7 +148,7 @@ def die_while_saving(checkpoint: int, *, fraction: float) -> Callable[[], None]:
                 write(path, content)
                 return
             if fraction < 1:
-                path.with_name(f'.{path.name}.part').write_bytes(content[: int(len(content) * fraction)])
+                path.with_name(f'.{path.name}.1.part').write_bytes(content[: int(len(content) * fraction)])
             else:
                 write(path, content)
             die()

@@ -74,5 +74,6 @@ def test_killed_runs_end_as_if_nothing_had_happened(task, data, tmp_path, surviv
         for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
             assert same(found[part], expected[part]), f'{part} of {work_dir}'
         assert found['cost']['steps'] == expected['cost']['steps'] == STEPS
+        assert list(work_dir.glob('.*.part')) == []
         assert re.findall(r'^error.*|Traceback', output(work_dir), re.MULTILINE) == []
         round_ += 1
