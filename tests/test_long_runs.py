@@ -327,8 +327,9 @@ def test_a_worker_outlives_a_signal_to_the_whole_job(train):
     class SignalAll(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
             if runner.iter == 8:
-                for pid in [*(worker.pid for worker in multiprocessing.active_children()), os.getpid()]:
-                    os.kill(pid, signal.SIGTERM)
+                workers = ' '.join(str(worker.pid) for worker in multiprocessing.active_children())
+                # From another process, as a worker obeys its own; a moment later, so that a dead worker is noticed.
+                os.system(f'kill -TERM {workers}; sleep 0.5; kill -TERM {os.getpid()}')
 
     HOOKS.register_module(name='SignalAll', module=SignalAll, force=True)
     change = 'train_dataloader["num_workers"] = 2\ncustom_hooks.append(dict(type="SignalAll"))\n'
