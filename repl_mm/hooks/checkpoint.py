@@ -69,6 +69,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         self._signal = 0
         self._handlers: dict[int, Any] = {}
         self._gradients: list[dict[str, Tensor]] = []
+        self._counts: dict[str, int] = {}  # between two steps; the runners believe to be saving within one
 
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder, and listen to signals from here on."""
@@ -95,6 +96,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Say where in the run the checkpoint was written."""
         loop, meta = runner.train_loop, checkpoint['meta']
+        meta.update(self._counts)
         if isinstance(loop, ExactResumeMixin):
             within_epoch = loop.first_iter is not None and meta['epoch'] == loop.epoch
             meta['place'] = dict(
@@ -177,8 +179,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         if runner.message_hub.get_info('last_ckpt') != path:  # the step was at the interval
             self._gather_gradients(runner)
             runner.message_hub.update_info('preemption_ckpt', name)
-            meta = dict(epoch=runner.epoch, iter=runner.iter)
-            runner.save_checkpoint(self.out_dir, name, by_epoch=False, meta=meta, backend_args=self.backend_args)
+            self._counts = dict(epoch=runner.epoch, iter=runner.iter)
+            runner.save_checkpoint(self.out_dir, name, by_epoch=False, backend_args=self.backend_args)
         runner.logger.warning(
             f'Asked to end by {signal.Signals(number).name}: saved {name}. The same command with --resume goes on'
         )

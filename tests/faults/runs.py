@@ -136,6 +136,23 @@ def die_after(steps: int, *, inside: bool) -> Callable[[], None]:
     return prepare
 
 
+def terminate_in(step: int) -> Callable[[], None]:
+    """Be asked to end in the step of this number, counted from the start of the process."""
+
+    def prepare() -> None:
+        run_iter, left = ExactResumeMixin.run_iter, [step]
+
+        def ask(loop: ExactResumeMixin, *args) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            run_iter(loop, *args)
+
+        ExactResumeMixin.run_iter = ask
+
+    return prepare
+
+
 def die_while_saving(checkpoint: int, *, fraction: float) -> Callable[[], None]:
     """Die when so much of a checkpoint is written, the first or second or so one; at 1 when it is in its place."""
 

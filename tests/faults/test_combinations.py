@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ROOT, die_after, output, start
+from runs import ROOT, die_after, output, start, terminate_in
 
 BASE = """
 _base_ = '{root}/configs/demo/resnet32-repl_digits.py'
@@ -96,9 +96,11 @@ def test_two_processes_equal_one_and_can_be_interrupted(name, tmp_path, survived
         tolerance = dict(rtol=2e-2, atol=2e-2) if loose else dict(rtol=1e-4, atol=2e-5)
         torch.testing.assert_close(found[key], value, **tolerance, msg=lambda m, key=key: f'{key}: {m}')
 
-    codes = train_two(tmp_path / 'b16.py', tmp_path / 'again', before=die_after(5, inside=False))
-    assert -9 in codes
+    assert -9 in train_two(tmp_path / 'b16.py', tmp_path / 'again', before=die_after(3, inside=False))
+    rare = ['--cfg-options', 'default_hooks.checkpoint.interval=100']  # so that the signal saves
+    codes = train_two(tmp_path / 'b16.py', tmp_path / 'again', '--resume', *rare, before=terminate_in(3))
+    assert codes == [143, 143], output(tmp_path / 'again')
     assert train_two(tmp_path / 'b16.py', tmp_path / 'again', '--resume') == [0, 0], output(tmp_path / 'again')
     again = weights(tmp_path / 'again', 8)
     assert all(torch.equal(again[key], value) for key, value in weights(tmp_path / 'two', 8).items())
-    survived(f'{name}: killed')
+    survived(f'{name}: killed, then preempted', 2)
