@@ -101,7 +101,18 @@ class FSDPStrategy(DDPStrategy):
         )
 
     def load_optim_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the own shard of a whole optimizer state."""
-        set_optimizer_state_dict(
-            self.model, self.optim_wrapper.optimizer, dict(state_dict), options=StateDictOptions(full_state_dict=True)
+        """Take the own shard of a whole optimizer state, also of one from a run that was not sharded."""
+        optimizer = self.optim_wrapper.optimizer
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        ordered = [names[id(parameter)] for group in optimizer.param_groups for parameter in group['params']]
+
+        def name_of(key: int | str) -> str:
+            return ordered[key] if isinstance(key, int) else key  # torch's optimizers count their parameters
+
+        by_name = dict(
+            state={name_of(key): state for key, state in state_dict['state'].items()},
+            param_groups=[
+                {**group, 'params': list(map(name_of, group['params']))} for group in state_dict['param_groups']
+            ],
         )
+        set_optimizer_state_dict(self.model, optimizer, by_name, options=StateDictOptions(full_state_dict=True))

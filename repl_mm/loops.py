@@ -29,7 +29,10 @@ def seed_generators(*key: int) -> None:
     words = np.random.SeedSequence(key).generate_state(6)
     random.seed(int(words[0]))
     np.random.seed(words[1:5])
-    torch.manual_seed(int(words[5]))
+    # torch.manual_seed also asks after devices that are not in use, which takes longer than all the rest.
+    torch.default_generator.manual_seed(int(words[5]))
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(int(words[5]))
 
 
 class Batch(NamedTuple):

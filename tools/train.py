@@ -106,6 +106,7 @@ def main() -> None:
         print(f'nothing to resume from in {checkpoint_folder(config)}: the run begins anew', file=sys.stderr)
     if path is not None:
         checkpoint = use_checkpoint(config, str(path))
+        print(f'resuming from {path}', file=sys.stderr)
     runner = build_runner(config, loops=['train'] + ['val'] * (config.get('val_cfg') is not None))
     if path is not None:
         model = runner.model if isinstance(runner.model, BaseModel) else build_model(config)  # sharded: a config

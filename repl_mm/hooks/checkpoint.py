@@ -16,7 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from repl_mm.files import remove_parts
+from repl_mm.files import remove_parts, write
 from repl_mm.loops import ExactResumeMixin
 from repl_mm.registry import HOOKS
 
@@ -181,6 +181,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             runner.message_hub.update_info('preemption_ckpt', name)
             self._counts = dict(epoch=runner.epoch, iter=runner.iter)
             runner.save_checkpoint(self.out_dir, name, by_epoch=False, backend_args=self.backend_args)
+            if is_main_process():
+                write(Path(runner.work_dir, 'last_checkpoint'), path.encode())
         runner.logger.warning(
             f'Asked to end by {signal.Signals(number).name}: saved {name}. The same command with --resume goes on'
         )

@@ -104,3 +104,20 @@ def test_two_processes_equal_one_and_can_be_interrupted(name, tmp_path, survived
     again = weights(tmp_path / 'again', 8)
     assert all(torch.equal(again[key], value) for key, value in weights(tmp_path / 'two', 8).items())
     survived(f'{name}: killed, then preempted', 2)
+
+
+@pytest.mark.parametrize(('first', 'then'), [('', FSDP), (FSDP, '')], ids=['DDP, FSDP', 'FSDP, DDP'])
+def test_a_run_may_be_sharded_from_a_checkpoint_on(first, then, tmp_path, survived):
+    """Oracle: the run that goes on as it began; up to rounding, as gradients are summed in another order."""
+    (tmp_path / 'base16.py').write_text(BASE.format(root=ROOT, batch=16))
+    configs = []
+    for number, change in enumerate((first, then)):
+        configs.append(tmp_path / f'config{number}.py')
+        configs[-1].write_text(f'_base_ = "base16.py"\n{change}')
+    assert train_two(configs[0], tmp_path / 'whole') == [0, 0], output(tmp_path / 'whole')
+    assert train_two(configs[0], tmp_path / 'broken', before=terminate_in(4)) == [143, 143]
+    assert train_two(configs[1], tmp_path / 'broken', '--resume') == [0, 0], output(tmp_path / 'broken')
+    expected, found = weights(tmp_path / 'whole', 6), weights(tmp_path / 'broken', 6)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=2e-5, msg=lambda m, key=key: f'{key}: {m}')
+    survived('sharded from a checkpoint on, or no longer')

@@ -70,12 +70,11 @@ custom_hooks.extend([dict(type='mmengine.Fault'), dict(type='repl_mm.WatchdogHoo
     return folder / 'config.py'
 
 
-def launch(config: Path, work_dir: Path, *args: str, fault: str = '', seconds: float) -> tuple[int, str]:
-    """Two processes with a fault: exit code and what they print. They have so many seconds after their start."""
+def environment(config: Path, fault: str) -> dict[str, str]:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    env = os.environ | dict(
+    return os.environ | dict(
         PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
         PYTHONPATH=f'{config.parent}:{ROOT}',
         PORT=str(port),
@@ -83,10 +82,14 @@ def launch(config: Path, work_dir: Path, *args: str, fault: str = '', seconds: f
         CUDA_VISIBLE_DEVICES='-1',
         FAULT=fault,
     )
+
+
+def launch(config: Path, work_dir: Path, *args: str, fault: str = '', seconds: float) -> tuple[int, str]:
+    """Two processes with a fault: exit code and what they print. They have so many seconds after their start."""
     command = [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', work_dir, *args]
     run = subprocess.run(
-        list(map(str, command)), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=START + seconds, start_new_session=True,
+        list(map(str, command)), env=environment(config, fault), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=START + seconds, start_new_session=True,
     )  # fmt: skip
     return run.returncode, run.stdout
 
@@ -151,6 +154,24 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_both(config, tmp_path, survi
     assert 'on rank 0' not in said[0]
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_4.pth', 'iter_6.pth']
     survived('loss not finite on one rank')
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+def test_a_signal_to_the_launcher_ends_all_with_its_code(config, tmp_path, number, code, survived):
+    """As a scheduler, or a person, sends it; Ctrl-C saves nothing."""
+    log = tmp_path / 'output.txt'
+    process = subprocess.Popen(
+        [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path / 'work'], env=environment(config, 'slow'),
+        stdout=log.open('w'), stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    while 'Saving checkpoint at 2 iterations' not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.2)
+    process.send_signal(number)
+    assert process.wait(timeout=20 + GRACE) == code
+    saved = 'Asked to end by SIGTERM: saved iter_' in log.read_text()
+    assert saved == (number != signal.SIGINT)
+    survived('launcher signalled')
 
 
 @pytest.mark.parametrize('fault', ['preempted', 'all preempted'])
