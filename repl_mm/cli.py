@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 # The seams come before the host libraries.
-import repl_mm.compat  # noqa: F401
+import repl_mm.compat
+import repl_mm.files  # noqa: F401
 
 # isort: split
 import torch

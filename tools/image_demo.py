@@ -16,8 +16,8 @@ from repl_mm.cli import (
     load_scoped_config,
     read_checkpoint,
     require_fit,
-    write,
 )
+from repl_mm.files import write
 
 # isort: split
 import torch
