@@ -22,7 +22,8 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS
 from mmengine.structures import BaseDataElement
 from mmpretrain.datasets.utils import extract_archive
 from test_tools import run
@@ -166,6 +167,28 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(train, kind, workers
     code, _, work_dir = train('broken', '--resume', change=kind)
     assert code == 0
     assert same(end_of(work_dir), end_of(work_dir.with_name('whole')))
+
+
+def test_the_loss_scale_of_mixed_precision_goes_on(train):
+    """mmengine's wrapper for GPUs with torch's scaler for CPUs; the scale doubles after every third step."""
+
+    class Scaled(AmpOptimWrapper):
+        def __init__(self, **kwargs) -> None:
+            OptimWrapper.__init__(self, **kwargs)
+            self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0, growth_interval=3)
+            self._scale_update_param = None
+
+        optim_context = OptimWrapper.optim_context
+
+    OPTIM_WRAPPERS.register_module(name='Scaled', module=Scaled, force=True)
+    scaled = 'optim_wrapper["type"] = "Scaled"\n'
+    assert train('whole', change=scaled)[0] == 0
+    assert train('broken', change=scaled + 'custom_hooks.append(dict(type="Interrupt", step=8))\n')[0] == 130
+    code, _, work_dir = train('broken', '--resume', change=scaled)
+    assert code == 0
+    ends = [end_of(folder) for folder in (work_dir.with_name('whole'), work_dir)]
+    assert same(*ends)
+    assert ends[1]['optimizer']['loss_scaler']['scale'] == 2.0 * 2**6
 
 
 def test_the_number_of_workers_does_not_matter(train):
