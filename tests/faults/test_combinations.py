@@ -16,7 +16,7 @@ from runs import ROOT, die_after, output, start, terminate_in
 BASE = """
 _base_ = '{root}/configs/demo/resnet32-repl_digits.py'
 train_dataloader = dict(batch_size={batch}, dataset=dict(indices=128, pipeline=[
-    dict(type='Resize', scale=32, interpolation='bicubic'), dict(type='PackInputs')]))
+    dict(type='Resize', scale=16, interpolation='bicubic'), dict(type='PackInputs')]))
 val_dataloader = val_evaluator = val_cfg = None
 model = dict(backbone=dict(zero_init_residual=True))  # else rounding grows a hundredfold in each step
 optim_wrapper = dict(optimizer=dict(lr=0.003))
