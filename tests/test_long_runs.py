@@ -18,6 +18,7 @@ import mmengine.hooks
 import numpy as np
 import pytest
 import torch
+from equality import same
 from mmengine.dataset import InfiniteSampler
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
@@ -133,16 +134,6 @@ def train(tmp_path):
         return code, stderr.splitlines()[-1] if stderr else '', tmp_path / name
 
     return _train
-
-
-def same(one, other) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def end_of(work_dir: Path, name: str = f'iter_{3 * STEPS}.pth') -> dict:

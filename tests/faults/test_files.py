@@ -10,10 +10,9 @@ import re
 import resource
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
+from equality import same
 from runs import STEPS, output, start, write_config
 
 from repl_mm import checkpoints
@@ -38,18 +37,6 @@ def run(tmp_path_factory):
 def ranges(size: int):
     """``PLACES`` equal ranges of the bytes of a file, as (first, end)."""
     return [(size * i // PLACES, size * (i + 1) // PLACES) for i in range(PLACES)]
-
-
-def same(one, other) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, HistoryBuffer):
-        return all(map(np.array_equal, one.data, other.data))
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def damage(content: bytes, kind: str, first: int, end: int, chance: random.Random) -> bytes:

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from equality import same
 from runs import EVERY, ROOT, STEPS, TASKS, die_after, die_in, die_while_saving, output, start, write_config
 
 KILLS = 18  # for each task
@@ -24,17 +25,6 @@ def data(tmp_path_factory):
         tool = [sys.executable, ROOT / 'tools/make_digit_scenes.py', kind, folder / kind, '--train', '22', '--val', '2']
         subprocess.run(tool, check=True, stdout=subprocess.DEVNULL)
     return folder
-
-
-def same(one, other) -> bool:
-    """Whether two values of checkpoints are equal, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def fault(chance: random.Random):
