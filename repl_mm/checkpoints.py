@@ -7,7 +7,6 @@ nothing else. torch's variable ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` (the tools
 
 import errno
 import json
-import logging
 import os
 import re
 import zipfile
@@ -180,5 +179,5 @@ def find_newest(folder: Path) -> Path | None:
             f'no checkpoint in {folder} can be resumed from, to begin anew remove them: {"; ".join(problems)}'
         )
     for problem in problems:
-        print_log(f'{problem}. It is passed over', 'current', logging.WARNING)
+        print_log(f'{problem}. It is passed over')  # there is no log file yet
     return newest
