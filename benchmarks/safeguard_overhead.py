@@ -21,7 +21,7 @@ import repl_mm.compat  # noqa: F401
 from repl_mm.hooks import FiniteLossHook, WatchdogHook
 
 ROOT = Path(__file__).parents[1]
-TURNS, STEPS = 8, 20
+TURNS, STEPS = 40, 30
 
 
 class Clock(Hook):

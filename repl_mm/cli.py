@@ -166,6 +166,9 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
             f'runner_type {config.get("runner_type")!r} with strategy {strategy!r} is not supported: leave both out '
             "or take 'FlexibleRunner' with 'repl_mm.FSDPStrategy'"
         )
+    hooks = [hook['type'] for hook in config.get('custom_hooks') or [] if isinstance(hook, Mapping) and 'type' in hook]
+    if strategy is not None and any(getattr(hook, '__name__', hook).endswith('EMAHook') for hook in hooks):
+        raise ValueError("an EMAHook copies the network, and a sharded one can't be: leave out one of the two")
     if strategy is not None and config.get('env_cfg') is None:
         config.env_cfg = dict(dist_cfg=dict(backend='nccl'))  # the other runner's default
     config.launcher = args.launcher

@@ -252,6 +252,10 @@ def test_mixed_precision_on_a_cpu(trained, write, tmp_path):
     torch.testing.assert_close(*scores, atol=0.02, rtol=0)
 
 
+SHARDED_AVERAGE = """
+runner_type, strategy = 'FlexibleRunner', dict(type='repl_mm.FSDPStrategy')
+custom_hooks = [dict(type='EMAHook')]
+"""
 EARLY = [
     ('train.py', ['missing.py'], 'cannot read the config missing.py: No such file'),
     ('train.py', ['x = ('], r"cannot read the config .*'\(' was never closed"),
@@ -262,6 +266,7 @@ EARLY = [
     ('train.py', [CLASSIFIER, '--cfg-options', 'epochs'], "takes KEY=VALUE pairs .*got 'epochs'"),
     ('train.py', [CLASSIFIER, '--cfg-options', 'model.type.x=1'], 'cannot apply --cfg-options: .*type'),
     ('train.py', [CLASSIFIER, '--cfg-options', 'runner_type=FlexibleRunner'], "runner_type 'FlexibleRunner'"),
+    ('train.py', [CLASSIFIER + SHARDED_AVERAGE], "an EMAHook .* a sharded one can't be"),
     ('train.py', [CLASSIFIER, '--resume', 'missing.pth'], 'there is no checkpoint missing.pth'),
     ('train.py', [CLASSIFIER, '--resume', __file__], 'test_tools.py is not a checkpoint'),
     ('train.py', [CLASSIFIER, '--auto-scale-lr'], 'needs auto_scale_lr.base_batch_size'),
