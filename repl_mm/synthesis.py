@@ -9,6 +9,8 @@ Every source is read through a stop-gradient (Eq. 30): only the coefficients rec
 ``next`` are the weights of the left and of the right neighbour, of one shape.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -69,6 +71,30 @@ def mix_channels(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Ten
     prev, next = prev.detach(), next.detach()
     column = (-1,) + (1,) * (prev.dim() - 1)
     return _Mix.apply(alpha.view(column) / row_norm(prev), prev, beta.view(column) / row_norm(next), next, 1)
+
+
+def mix_outputs(
+    alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor, convolve: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``convolve(mix_channels(...))`` without mixing kernels, as a convolution is linear in its kernel.
+
+    It convolves twice, but passes over the weights for their norms alone, and needs no gradient of a weight: those of
+    the coefficients are contractions of the outputs. Where outputs are small beside weights, that is cheaper.
+
+    Args:
+        alpha: Coefficients of ``prev``, shape (C,).
+        prev: Kernel of the left neighbour, shape (C, ...).
+        beta: Coefficients of ``next``, shape (C,).
+        next: Kernel of the right neighbour, shape (C, ...).
+        convolve: The convolution as a function of its kernel; it gives (N, C, H, W).
+    """
+    prev, next = prev.detach(), next.detach()
+    by_prev, by_next = convolve(prev), convolve(next)
+
+    def scale(coefficients: Tensor, source: Tensor) -> Tensor:
+        return (coefficients / row_norm(source).flatten()).to(by_prev.dtype).view(-1, 1, 1)
+
+    return torch.mul(by_prev, scale(alpha, prev)).addcmul_(by_next, scale(beta, next))
 
 
 def mix_heads(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:

@@ -22,12 +22,22 @@ LAYERS = {
     'basic': lambda **options: residual(ComputingBasicBlock, basic(), **options),
     'bottleneck': lambda **options: residual(ComputingBottleneck, bottleneck(), **options),
     'grouped': lambda **options: residual(ComputingBottleneck, bottleneck(groups=4, base_width=16), **options),
+    'few positions': lambda **options: residual(ComputingBasicBlock, basic(), **options),
+    'few positions, grouped': lambda **options: residual(
+        ComputingBottleneck, bottleneck(groups=4, base_width=16), **options
+    ),
     'scalar': lambda **options: transformer(ScalarEncoderLayer, encoder(), mlp_fusion=True, **options),
     'headwise': lambda **options: transformer(HeadwiseEncoderLayer, encoder(), mlp_fusion=True, **options),
 }
-SHAPES = dict(
-    basic=(4, 8, 9, 7), bottleneck=(4, 32, 9, 7), grouped=(4, 32, 9, 7), scalar=(4, 5, 12), headwise=(4, 5, 12)
-)
+SHAPES = {
+    'basic': (4, 8, 9, 7),
+    'bottleneck': (4, 32, 9, 7),
+    'grouped': (4, 32, 9, 7),
+    'few positions': (2, 8, 8, 8),
+    'few positions, grouped': (2, 32, 8, 8),
+    'scalar': (4, 5, 12),
+    'headwise': (4, 5, 12),
+}
 
 
 def step(layer: nn.Module, x: torch.Tensor, autocast: bool = False) -> list[torch.Tensor]:
@@ -72,6 +82,24 @@ def test_recomputation_spares_what_it_says(kind, maps, spared):
     assert saved(plain, 5) - saved(plain, 4) == round(maps * image)
     # Where recomputation is on, its own hooks stand before these, so an encoder's statistics are still among them.
     assert saved(lean, 5) - saved(lean, 4) == round((maps - spared) * image)
+
+
+@pytest.mark.parametrize('options', [dict(), dict(recompute=True), dict(grad_fraction=0.25)], ids=str)
+@pytest.mark.parametrize('kind', ['few positions', 'few positions, grouped'])
+def test_outputs_are_mixed_where_positions_are_few(kind, options, monkeypatch):
+    """The same layer as with mixed kernels, in float64, and no kernel is mixed; one position more, and one is."""
+    layer = randomise(LAYERS[kind](**options)).double()
+    for neighbour in layer.neighbours:
+        neighbour.double()
+    x = torch.randn(SHAPES[kind], dtype=torch.float64)
+    with monkeypatch.context() as patch:
+        patch.delattr('repl_mm.layers.residual.mix_channels')
+        mixed_outputs = step(copy.deepcopy(layer), x)
+    monkeypatch.setattr('repl_mm.layers.residual.FEW_POSITIONS', 127)
+    monkeypatch.delattr('repl_mm.layers.residual.mix_outputs')
+    layer.grad_fraction = 1
+    for ours, theirs in zip(mixed_outputs, step(layer, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize('geometry', [dict(), dict(dilation=(2, 2), padding=(2, 2)), dict(groups=4)])
@@ -125,6 +153,7 @@ def test_sampling_runs_in_half_precision_under_autocast():
 @pytest.mark.parametrize('kind', LAYERS)
 def test_the_compiler_sees_one_graph_with_the_same_gradients(kind, options):
     """Torch 2.11's compiler loses the gradients of some custom functions without a word."""
+    torch.compiler.reset()  # it gives up on code that it has compiled for eight other layers
     layer = randomise(LAYERS[kind](**options))
     compiled = torch.compile(copy.deepcopy(layer), backend='aot_eager', fullgraph=True)
     x = torch.randn(SHAPES[kind])

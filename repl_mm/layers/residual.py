@@ -7,6 +7,7 @@ Shapes:
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,11 @@ from torch import Tensor, nn
 from repl_mm.layers.base import ComputingLayer, require_shape
 from repl_mm.layers.lean import recompute_between, sampled_conv2d
 from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
-from repl_mm.synthesis import mix_channels
+from repl_mm.synthesis import mix_channels, mix_outputs
+
+# Up to so many output positions of a batch, N H W, mixing two outputs takes less time than mixing two kernels and the
+# gradient of their mix; docs/results/few_positions_cpu_2026-11-21.md has where they meet.
+FEW_POSITIONS = 128
 
 
 class _ResidualLayer(ComputingLayer):
@@ -72,19 +77,30 @@ class _ResidualLayer(ComputingLayer):
         return (self.weight(),)
 
     def forward(self, x: Tensor) -> Tensor:
-        (weight,) = self.synthesised()
-        out = self._branch(x, weight)
+        out = self._branch(x, self._mixed_outputs() if self._mixes_outputs(x) else self._mixed_kernel())
         out += x
         return F.relu(out, inplace=True)
 
-    def _branch(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The residual branch with its norm, shape (N, C, H, W)."""
+    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
+        """The residual branch with its norm, shape (N, C, H, W); ``conv`` is the synthesised convolution."""
         raise NotImplementedError
 
-    def _conv(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _mixes_outputs(self, x: Tensor) -> bool:
+        # Costs are counted on tensors without data, for batches of any size.
+        counted = type(x) is not Tensor or x.is_meta
+        positions = x.numel() // x.size(1)
+        # With gradients or without: checkpointing runs a layer in both ways.
+        return self.training and self.alpha.requires_grad and positions <= FEW_POSITIONS and not counted
+
+    def _mixed_outputs(self) -> Callable[[Tensor], Tensor]:
+        sources = self.sources()
+        return lambda x: mix_outputs(*sources, partial(F.conv2d, x, **self.geometry))
+
+    def _mixed_kernel(self) -> Callable[[Tensor], Tensor]:
+        (weight,) = self.synthesised()
         if self.grad_fraction < 1 and weight.requires_grad:
-            return sampled_conv2d(x, weight, fraction=self.grad_fraction, **self.geometry)
-        return F.conv2d(x, weight, **self.geometry)
+            return lambda x: sampled_conv2d(x, weight, fraction=self.grad_fraction, **self.geometry)
+        return lambda x: F.conv2d(x, weight, **self.geometry)
 
     def _norm_after(self, conv: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return recompute_between(conv, self.norm, x) if self.recompute else self.norm(conv(x))
@@ -120,8 +136,8 @@ class ComputingBasicBlock(_ResidualLayer):
     def sources(self) -> tuple[Tensor, ...]:
         return self.alpha, self.prev.conv2.weight, self.beta, self.next.conv1.weight
 
-    def _branch(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._norm_after(lambda x: self._conv(x, weight), x)
+    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._norm_after(conv, x)
 
     def _static_branch(self) -> nn.Module:
         return fold(static_conv(self.weight(), **self.geometry), self.norm)
@@ -152,9 +168,9 @@ class ComputingBottleneck(_ResidualLayer):
     def sources(self) -> tuple[Tensor, ...]:
         return self.alpha, self.prev.conv2.weight, self.beta, self.next.conv2.weight
 
-    def _branch(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
         z = F.relu(F.conv2d(x, self.prev.conv1.weight.detach()), inplace=True)  # (N, B, H, W)
-        z = F.relu(self._conv(z, weight), inplace=True)
+        z = F.relu(conv(z), inplace=True)
         expand = self.next.conv3.weight.detach()
         return self._norm_after(lambda z: F.conv2d(z, expand), z)
 

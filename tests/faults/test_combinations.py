@@ -30,6 +30,7 @@ runner_type = 'FlexibleRunner'
 strategy = dict(type='repl_mm.FSDPStrategy', sync_bn='torch')
 sync_bn = None
 """
+COMPILED = 'compile = dict(backend="aot_eager")\n'  # the graphs of torch.compile, forward and backward, run as they are
 COMBINATIONS = {
     'DDP': '',
     'DDP, recompute': 'model = dict(backbone=dict(repl=dict(recompute=True)))\n',
@@ -47,6 +48,8 @@ COMBINATIONS = {
     'FSDP, recompute': FSDP + 'model = dict(backbone=dict(repl=dict(recompute=True)))\n',
     'FSDP, gradient clipping': FSDP + 'optim_wrapper = dict(clip_grad=dict(max_norm=0.1))\n',
     'DDP, unused parameters': 'find_unused_parameters = True\n',
+    'DDP, compiled': COMPILED,
+    'DDP, compiled, recompute': COMPILED + 'model = dict(backbone=dict(repl=dict(recompute=True)))\n',
 }
 
 
@@ -83,7 +86,7 @@ def weights(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
 def test_two_processes_equal_one_and_can_be_interrupted(name, tmp_path, survived):
     for batch in (16, 32):
         (tmp_path / f'base{batch}.py').write_text(BASE.format(root=ROOT, batch=batch))
-        change = COMBINATIONS[name] if batch == 16 else COMBINATIONS[name].removeprefix(FSDP)
+        change = COMBINATIONS[name] if batch == 16 else COMBINATIONS[name].removeprefix(FSDP).removeprefix(COMPILED)
         (tmp_path / f'b{batch}.py').write_text(f'_base_ = "base{batch}.py"\n{change}')
     one = start(tmp_path / 'b32.py', tmp_path / 'one')
     one.join()
