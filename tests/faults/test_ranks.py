@@ -119,6 +119,32 @@ def test_a_killed_rank_ends_the_others(config, whole, tmp_path, survived):
     survived('rank killed')
 
 
+def launch_nodes(config: Path, work_dir: Path, *args: str, fault: str = '', seconds: float) -> list[tuple[int, str]]:
+    """One process on each of two "machines", which are launched as two real ones would be; see :func:`launch`."""
+    env = environment(config, fault) | dict(NNODES='2', MASTER_ADDR='127.0.0.1')
+    command = [str(ROOT / 'tools/dist_train.sh'), str(config), '1', '--work-dir', str(work_dir), *args]
+    nodes = [
+        subprocess.Popen(
+            command, env=env | dict(NODE_RANK=str(rank)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    texts = [node.communicate(timeout=START + seconds)[0] for node in nodes]
+    return [(node.returncode, text) for node, text in zip(nodes, texts, strict=True)]
+
+
+def test_two_machines_train_and_end_as_one(config, whole, tmp_path, survived):
+    (code0, text0), (code1, text1) = launch_nodes(config, tmp_path, fault='killed', seconds=30 + GRACE)
+    assert 0 not in (code0, code1), text0 + text1
+    assert re.search(r'rank\s*: 1 \(local_rank: 0\)\s+exitcode\s*: -9', text1), text1
+    for code, text in launch_nodes(config, tmp_path, '--resume', seconds=60):
+        assert code == 0, text
+    found = torch.load(tmp_path / f'iter_{STEPS}.pth', weights_only=False)['state_dict']
+    assert all(torch.equal(found[key], value) for key, value in whole.items())
+    survived('machine lost its rank')
+
+
 @pytest.mark.parametrize(
     ('fault', 'says'),
     [
