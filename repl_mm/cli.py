@@ -166,8 +166,9 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
             f'runner_type {config.get("runner_type")!r} with strategy {strategy!r} is not supported: leave both out '
             "or take 'FlexibleRunner' with 'repl_mm.FSDPStrategy'"
         )
-    hooks = [hook['type'] for hook in config.get('custom_hooks') or [] if isinstance(hook, Mapping) and 'type' in hook]
-    if strategy is not None and any(getattr(hook, '__name__', hook).endswith('EMAHook') for hook in hooks):
+    hooks = [*(config.get('custom_hooks') or []), *(config.get('default_hooks') or {}).values()]
+    types = [hook.get('type') for hook in hooks if isinstance(hook, Mapping)]
+    if strategy is not None and any(getattr(kind, '__name__', str(kind)).endswith('EMAHook') for kind in types):
         raise ValueError("an EMAHook copies the network, and a sharded one can't be: leave out one of the two")
     if strategy is not None and config.get('env_cfg') is None:
         config.env_cfg = dict(dist_cfg=dict(backend='nccl'))  # the other runner's default

@@ -92,7 +92,7 @@ def mix_outputs(
     by_prev, by_next = convolve(prev), convolve(next)
 
     def scale(coefficients: Tensor, source: Tensor) -> Tensor:
-        return (coefficients / row_norm(source).flatten()).to(by_prev.dtype).view(-1, 1, 1)
+        return (coefficients / row_norm(source).flatten()).view(-1, 1, 1)
 
     return torch.mul(by_prev, scale(alpha, prev)).addcmul_(by_next, scale(beta, next))
 

@@ -29,6 +29,7 @@ LAYERS = {
     'scalar': lambda **options: transformer(ScalarEncoderLayer, encoder(), mlp_fusion=True, **options),
     'headwise': lambda **options: transformer(HeadwiseEncoderLayer, encoder(), mlp_fusion=True, **options),
 }
+MIXING_KERNELS = [kind for kind in LAYERS if 'few' not in kind]
 SHAPES = {
     'basic': (4, 8, 9, 7),
     'bottleneck': (4, 32, 9, 7),
@@ -51,7 +52,7 @@ def step(layer: nn.Module, x: torch.Tensor, autocast: bool = False) -> list[torc
 
 
 @pytest.mark.parametrize('autocast', [False, True])
-@pytest.mark.parametrize('kind', LAYERS)
+@pytest.mark.parametrize('kind', MIXING_KERNELS)
 def test_recomputation_changes_no_bit(kind, autocast):
     torch.manual_seed(0)
     plain = randomise(LAYERS[kind]())
@@ -84,7 +85,7 @@ def test_recomputation_spares_what_it_says(kind, maps, spared):
     assert saved(lean, 5) - saved(lean, 4) == round((maps - spared) * image)
 
 
-@pytest.mark.parametrize('options', [dict(), dict(recompute=True), dict(grad_fraction=0.25)], ids=str)
+@pytest.mark.parametrize('options', [dict(), dict(grad_fraction=0.25)], ids=str)
 @pytest.mark.parametrize('kind', ['few positions', 'few positions, grouped'])
 def test_outputs_are_mixed_where_positions_are_few(kind, options, monkeypatch):
     """The same layer as with mixed kernels, in float64, and no kernel is mixed; one position more, and one is."""
@@ -100,6 +101,33 @@ def test_outputs_are_mixed_where_positions_are_few(kind, options, monkeypatch):
     layer.grad_fraction = 1
     for ours, theirs in zip(mixed_outputs, step(layer, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('how', ['recompute', 'autocast', 'half', 'counted', 'eval'])
+def test_kernels_are_mixed_where_outputs_may_not_be(how, monkeypatch):
+    """Where range, precision or what is kept would be others."""
+    monkeypatch.delattr('repl_mm.layers.residual.mix_outputs')
+    layer = randomise(LAYERS['few positions'](recompute=how == 'recompute')).train(how != 'eval')
+    x = torch.randn(SHAPES['few positions'])
+    if how == 'half':
+        for module in (layer, *layer.neighbours):
+            module.bfloat16()
+        x = x.bfloat16()
+    if how == 'counted':
+        for module in (layer, *layer.neighbours):
+            module.to('meta')
+        x = x.to('meta')
+    with torch.autocast('cpu', torch.bfloat16, enabled=how == 'autocast'):
+        assert layer(x).shape == x.shape
+
+
+def test_recomputation_where_positions_are_few_notices_a_changed_neighbour():
+    layer = randomise(LAYERS['few positions'](recompute=True)).train()
+    out = layer(torch.randn(SHAPES['few positions'], requires_grad=True))
+    with torch.no_grad():
+        layer.prev.conv2.weight.mul_(2)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        out.sum().backward()
 
 
 @pytest.mark.parametrize('geometry', [dict(), dict(dilation=(2, 2), padding=(2, 2)), dict(groups=4)])
@@ -170,7 +198,7 @@ def test_the_compiler_gives_the_exact_gradient_instead_of_a_sampled_one():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('kind', LAYERS)
+@pytest.mark.parametrize('kind', MIXING_KERNELS)
 def test_recomputation_reads_what_the_forward_pass_read(kind):
     """Other weights are lent for the forward pass alone."""
     grads = []

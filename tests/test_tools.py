@@ -254,7 +254,8 @@ def test_mixed_precision_on_a_cpu(trained, write, tmp_path):
 
 SHARDED_AVERAGE = """
 runner_type, strategy = 'FlexibleRunner', dict(type='repl_mm.FSDPStrategy')
-custom_hooks = [dict(type='EMAHook')]
+default_hooks = dict(ema=dict(type='EMAHook'))
+custom_hooks = [dict(type=None)]
 """
 EARLY = [
     ('train.py', ['missing.py'], 'cannot read the config missing.py: No such file'),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast computes convolutions in, or None where it is off; tensors without data know no autocast."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if not x.is_meta and torch.is_autocast_enabled(device) else None
@@ -31,7 +31,7 @@ def recompute_between(produce: Callable[[Tensor], Tensor], consume: Callable[[Te
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return consume(between)
     kept, storage = x.detach(), between.untyped_storage()._cdata
-    device, half = 'cpu' if x.is_meta else x.device.type, _autocast_dtype(x)
+    device, half = 'cpu' if x.is_meta else x.device.type, autocast_dtype(x)
 
     def again(*view: Any) -> Tensor:
         with torch.no_grad(), torch.autocast(device, half, enabled=half is not None):
@@ -97,7 +97,7 @@ def sampled_conv2d(x: Tensor, weight: Tensor, *, fraction: float, **geometry: An
     """
     if torch.compiler.is_compiling():
         return F.conv2d(x, weight, **geometry)
-    if (half := _autocast_dtype(x)) is not None:
+    if (half := autocast_dtype(x)) is not None:
         # What autocast does to a convolution, but not inside of a function of one's own.
         x, weight = x.to(half), weight.to(half)
     return _SampledConv.apply(x, weight, fraction, geometry)

@@ -15,7 +15,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from repl_mm.layers.base import ComputingLayer, require_shape
-from repl_mm.layers.lean import recompute_between, sampled_conv2d
+from repl_mm.layers.lean import autocast_dtype, recompute_between, sampled_conv2d
 from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
 from repl_mm.synthesis import mix_channels, mix_outputs
 
@@ -86,11 +86,14 @@ class _ResidualLayer(ComputingLayer):
         raise NotImplementedError
 
     def _mixes_outputs(self, x: Tensor) -> bool:
-        # Costs are counted on tensors without data, for batches of any size.
-        counted = type(x) is not Tensor or x.is_meta
-        positions = x.numel() // x.size(1)
         # With gradients or without: checkpointing runs a layer in both ways.
-        return self.training and self.alpha.requires_grad and positions <= FEW_POSITIONS and not counted
+        if not self.training or not self.alpha.requires_grad or self.recompute or torch.compiler.is_compiling():
+            return False
+        # Costs are counted on tensors without data, for batches of any size. Half precision is for the mixed kernel:
+        # outputs of kernels that are not normalised may leave its range.
+        has_data = type(x) is Tensor and not x.is_meta
+        in_full = autocast_dtype(x) is None and x.dtype.itemsize >= 4
+        return has_data and in_full and x.numel() // x.size(1) <= FEW_POSITIONS
 
     def _mixed_outputs(self) -> Callable[[Tensor], Tensor]:
         sources = self.sources()
