@@ -68,6 +68,8 @@ class GlooBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f'expected (N, C, ...), got {input.dim()} dimensions')
 
+    # The compiler of torch 2.11 loses the gradients of the reductions, which write in place (pytorch issue 180642).
+    @torch.compiler.disable
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)

@@ -49,7 +49,6 @@ COMBINATIONS = {
     'FSDP, gradient clipping': FSDP + 'optim_wrapper = dict(clip_grad=dict(max_norm=0.1))\n',
     'DDP, unused parameters': 'find_unused_parameters = True\n',
     'DDP, compiled': COMPILED,
-    'DDP, compiled, recompute': COMPILED + 'model = dict(backbone=dict(repl=dict(recompute=True)))\n',
 }
 
 
