@@ -162,10 +162,11 @@ def norms_in_a_process(rank, folder, world):
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
     for name, (norm, batches) in torch.load(f'{folder}/input.pth', weights_only=False).items():
         synchronise_batch_norms(norm, every=True)
+        network = torch.compile(nn.Sequential(norm), backend='aot_eager') if name == 'compiled' else norm
         results = []
         for x, weight in batches[rank]:
             x.requires_grad_()
-            y = norm(x)
+            y = network(x)
             (y * weight).sum().backward()
             results.append((y.detach(), x.grad))
         grads = [parameter.grad for parameter in norm.parameters()]
@@ -178,6 +179,7 @@ def test_batch_norm_over_processes_equals_the_joint_batch(tmp_path):
         images=(nn.BatchNorm2d(4), (4, 3, 2)),
         cumulative=(nn.BatchNorm2d(4, momentum=None), (4, 3, 2)),
         vectors=(nn.BatchNorm1d(6), (6,)),
+        compiled=(nn.BatchNorm2d(4), (4, 3, 2)),
         plain=(nn.BatchNorm2d(2, affine=False, track_running_stats=False), (2, 3, 3)),
     )
     inputs = {}
