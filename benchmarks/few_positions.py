@@ -17,7 +17,7 @@ from mmseg.models.backbones.resnet import BasicBlock
 from site_overhead import one_pass
 
 from repl_mm.analysis.timing import describe, time_in_turns
-from repl_mm.layers import ComputingBasicBlock, residual
+from repl_mm.layers import ComputingBasicBlock
 
 SIDE = 7
 
@@ -39,13 +39,13 @@ class MixingKernels(ComputingBasicBlock):
 @friendly()
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--channels', nargs='+', type=int, default=[128, 256, 512])
-    parser.add_argument('--batch-size', nargs='+', type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument('--channels', nargs='+', type=int, default=[64, 128, 256, 512])
+    parser.add_argument('--batch-size', nargs='+', type=int, default=[1, 2, 3, 4, 6, 8])
     parser.add_argument('--seconds', type=float, default=6, help='time for each row (default: %(default)s)')
     args = parser.parse_args()
     device = torch.zeros(1, device=get_device()).device
-    print('| channels | size | batch | positions | kernels / block | outputs / block | outputs / kernels |')
-    print(f'| {" | ".join(["---:"] * 7)} |')
+    print('| channels | size | batch | positions | few | kernels / block | outputs / block | outputs / kernels |')
+    print(f'| {" | ".join(["---:"] * 8)} |')
     for channels in args.channels:
         for batch in args.batch_size:
             removed, prev, next = (BasicBlock(channels, channels).to(device) for _ in range(3))
@@ -55,9 +55,10 @@ def main() -> None:
             calls = {str(i): one_pass(module.train(), x) for i, module in enumerate((removed, *layers))}
             block, kernels, outputs = time_in_turns(calls, seconds=args.seconds).values()
             ratios = (np.median(np.divide(*pair)) for pair in ((kernels, block), (outputs, block), (outputs, kernels)))
-            row = [channels, f'{SIDE} x {SIDE}', batch, batch * SIDE**2, *(f'{ratio:.3f}' for ratio in ratios)]
+            row = [channels, f'{SIDE} x {SIDE}', batch, batch * SIDE**2, layers[1].few_positions]
+            row += [f'{ratio:.3f}' for ratio in ratios]
             print(f'| {" | ".join(map(str, row))} |', flush=True)
-    print(f'\nLayers mix outputs up to {residual.FEW_POSITIONS} positions. {describe(device)}')
+    print(f'\n{describe(device)}')
 
 
 if __name__ == '__main__':

@@ -13,47 +13,24 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-EPS = 1e-8
+# On the CPU, where any device's operators take a single number from.
+ROOT_EPS = torch.tensor(1e-8, dtype=torch.float64).sqrt()
 
 
-class _Mix(torch.autograd.Function):
-    """``a * prev + b * next`` for scales a and b, in two passes over the weights.
+def _mix(a: Tensor, prev: Tensor, b: Tensor, next: Tensor) -> Tensor:
+    """``a * prev + b * next`` for scales a and b.
 
-    Ordinary autograd would keep a normalised copy of each source for the backward pass. Here the sources
-    themselves are kept, which exist anyway, and the gradient of a scale is one contraction of the weight's
-    gradient with its source.
+    In this order autograd keeps the sources themselves, which exist anyway, and the gradient of a scale is one
+    contraction; with normalised sources it would keep copies, and with ``addcmul`` it would scale a source once more.
     """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, a: Tensor, prev: Tensor, b: Tensor, next: Tensor, axes: int) -> Tensor:
-        """The scales have the size of the weight along the first ``axes`` axes, and size 1 along the others."""
-        ctx.save_for_backward(prev, next)
-        ctx.axes = axes
-        mixed = torch.mul(prev, a)
-        # The compiler of torch 2.11 loses the gradients of a function that writes in place (pytorch issue 180642).
-        return torch.addcmul(mixed, next, b) if torch.compiler.is_compiling() else mixed.addcmul_(next, b)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        prev, next = ctx.saved_tensors
-        # Where a scale has size 1; in the weights' own order in memory, be it channels-last.
-        axes = tuple(range(ctx.axes, grad.dim()))
-
-        def contract(source: Tensor) -> Tensor:
-            return torch.mul(grad, source).sum(axes, keepdim=True)
-
-        grad_a = contract(prev) if ctx.needs_input_grad[0] else None
-        grad_b = contract(next) if ctx.needs_input_grad[2] else None
-        return grad_a, None, grad_b, None, None
+    return torch.mul(prev, a).add_(torch.mul(next, b))
 
 
 def row_norm(weight: Tensor) -> Tensor:
     """Euclidean norm of each output channel, ``sqrt(sum(W[c]**2) + eps)`` (Eq. 9, 22), shape (C, 1, ...)."""
     norm = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
-    return norm.square().add_(EPS).sqrt_()
+    return norm.hypot_(ROOT_EPS)
 
 
 def mix_channels(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
@@ -70,7 +47,7 @@ def mix_channels(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Ten
     """
     prev, next = prev.detach(), next.detach()
     column = (-1,) + (1,) * (prev.dim() - 1)
-    return _Mix.apply(alpha.view(column) / row_norm(prev), prev, beta.view(column) / row_norm(next), next, 1)
+    return _mix(alpha.view(column) / row_norm(prev), prev, beta.view(column) / row_norm(next), next)
 
 
 def mix_outputs(
@@ -89,12 +66,11 @@ def mix_outputs(
         convolve: The convolution as a function of its kernel; it gives (N, C, H, W).
     """
     prev, next = prev.detach(), next.detach()
-    by_prev, by_next = convolve(prev), convolve(next)
 
     def scale(coefficients: Tensor, source: Tensor) -> Tensor:
         return (coefficients / row_norm(source).flatten()).view(-1, 1, 1)
 
-    return torch.mul(by_prev, scale(alpha, prev)).addcmul_(by_next, scale(beta, next))
+    return _mix(scale(alpha, prev), convolve(prev), scale(beta, next), convolve(next))
 
 
 def mix_heads(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
@@ -113,13 +89,12 @@ def mix_heads(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor
     by_head = (prev.size(0), alpha.numel(), -1)  # (C, H, d)
     a = (alpha / row_norm(prev)).unsqueeze(-1)  # (C, H, 1)
     b = (beta / row_norm(next)).unsqueeze(-1)
-    return _Mix.apply(a, prev.view(by_head), b, next.view(by_head), 2).view(prev.shape)
+    return _mix(a, prev.view(by_head), b, next.view(by_head)).view(prev.shape)
 
 
 def mix(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
     """``alpha prev + beta next`` for scalars of shape (1,), the sources as they are (Eq. 20)."""
-    ones = (1,) * prev.dim()
-    return _Mix.apply(alpha.view(ones), prev.detach(), beta.view(ones), next.detach(), 0)
+    return _mix(alpha, prev.detach(), beta, next.detach())
 
 
 @torch.no_grad()

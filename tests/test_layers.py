@@ -23,8 +23,8 @@ from repl_mm.layers import (
 NORM = dict(type='BN', requires_grad=True)
 
 
-def basic(dilation: int = 1) -> tuple[BasicBlock, ...]:
-    return tuple(BasicBlock(8, 8, dilation=d) for d in (dilation, 1, 1))
+def basic(dilation: int = 1, width: int = 8) -> tuple[BasicBlock, ...]:
+    return tuple(BasicBlock(width, width, dilation=d) for d in (dilation, 1, 1))
 
 
 def bottleneck(dilation: int = 1, **kwargs) -> tuple[Bottleneck, ...]:

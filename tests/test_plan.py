@@ -115,8 +115,8 @@ def test_what_is_out_of_reach_gets_the_best_and_the_bound(savings):
 
 @pytest.mark.parametrize(
     ('path', 'state', 'side'),
-    # At 20 x 20 the last stage has 100 positions, and twice as many are more than few.
-    [(RESNET, 4, 64), (RESNET, 4, 20), (VIT, 8, 32), (CONFIGS / 'demo/retinanet_r34_fpn_digits.py', 8, 64)],
+    # At 12 x 12 the last stage has 36 positions, and twice as many are more than few.
+    [(RESNET, 4, 64), (RESNET, 4, 12), (VIT, 8, 32), (CONFIGS / 'demo/retinanet_r34_fpn_digits.py', 8, 64)],
 )
 def test_predicted_memory_is_that_of_the_equations(path, state, side):
     """Oracle: the cost model's activations of four images, and four bytes of a weight and its optimizer's state."""

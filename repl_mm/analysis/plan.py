@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from repl_mm.analysis.recipes import with_repl
 from repl_mm.analysis.timing import time_in_turns
 from repl_mm.analysis.training import MIB, TrainingStep, measure_memory, measure_steps
-from repl_mm.layers.residual import FEW_POSITIONS
 from repl_mm.sites import Layout, Site, most, spread
 
 # Backbones of the host libraries and ours.
@@ -336,7 +335,7 @@ def _kept_mib(module: nn.Module, x: Tensor, step: TrainingStep) -> float:
         return sum(storage.nbytes() for storage in found.values())
 
     # More than the few positions where a computing layer keeps outputs: the same kernel for both batches.
-    times = 1 + FEW_POSITIONS // max(1, x.numel() // x.size(1))
+    times = 1 + getattr(module, 'few_positions', 0) // max(1, x.numel() // x.size(1))
     return (kept(torch.cat([x] * (times + 1))) - kept(torch.cat([x] * times))) / MIB
 
 

@@ -19,9 +19,9 @@ from repl_mm.layers.lean import autocast_dtype, recompute_between, sampled_conv2
 from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
 from repl_mm.synthesis import mix_channels, mix_outputs
 
-# Up to so many output positions of a batch, N H W, mixing two outputs takes less time than mixing two kernels and the
-# gradient of their mix; docs/results/few_positions_cpu_2026-11-21.md has where they meet.
-FEW_POSITIONS = 128
+# Where a channel of the output has up to this part of the numbers that its kernel has, mixing two outputs takes less
+# time than mixing two kernels; docs/results/few_positions_cpu_2026-11-21.md has where they meet.
+FEW = 1 / 16
 
 
 class _ResidualLayer(ComputingLayer):
@@ -33,7 +33,7 @@ class _ResidualLayer(ComputingLayer):
         next: The retained block on the right.
         norm_cfg: Config of the norm layer, as the backbone's other blocks have it.
         zero_init_residual: Start with the residual branch switched off, as the backbone's blocks do.
-        recompute: Compute the norm's input twice instead of keeping it for the backward pass.
+        recompute: Compute the norm's input twice instead of keeping it for the backward pass, unless positions are few.
         grad_fraction: Part of a batch that the coefficients' gradients are estimated from.
     """
 
@@ -76,24 +76,33 @@ class _ResidualLayer(ComputingLayer):
     def synthesise(self) -> tuple[Tensor, ...]:
         return (self.weight(),)
 
+    @property
+    def few_positions(self) -> int:
+        """Up to how many output positions of a batch, N H W, outputs are mixed in training instead of kernels."""
+        return int(FEW * self.prev.conv2.weight[0].numel())
+
     def forward(self, x: Tensor) -> Tensor:
-        out = self._branch(x, self._mixed_outputs() if self._mixes_outputs(x) else self._mixed_kernel())
+        if self._mixes_outputs(x):
+            # What few positions keep is small beside a kernel, and not worth computing again.
+            out = self._branch(x, self._mixed_outputs(), recompute=False)
+        else:
+            out = self._branch(x, self._mixed_kernel(), recompute=self.recompute)
         out += x
         return F.relu(out, inplace=True)
 
-    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
+    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor], *, recompute: bool) -> Tensor:
         """The residual branch with its norm, shape (N, C, H, W); ``conv`` is the synthesised convolution."""
         raise NotImplementedError
 
     def _mixes_outputs(self, x: Tensor) -> bool:
         # With gradients or without: checkpointing runs a layer in both ways.
-        if not self.training or not self.alpha.requires_grad or self.recompute or torch.compiler.is_compiling():
+        if not self.training or not self.alpha.requires_grad or torch.compiler.is_compiling():
             return False
         # Costs are counted on tensors without data, for batches of any size. Half precision is for the mixed kernel:
         # outputs of kernels that are not normalised may leave its range.
         has_data = type(x) is Tensor and not x.is_meta
         in_full = autocast_dtype(x) is None and x.dtype.itemsize >= 4
-        return has_data and in_full and x.numel() // x.size(1) <= FEW_POSITIONS
+        return has_data and in_full and x.numel() // x.size(1) <= self.few_positions
 
     def _mixed_outputs(self) -> Callable[[Tensor], Tensor]:
         sources = self.sources()
@@ -105,8 +114,8 @@ class _ResidualLayer(ComputingLayer):
             return lambda x: sampled_conv2d(x, weight, fraction=self.grad_fraction, **self.geometry)
         return lambda x: F.conv2d(x, weight, **self.geometry)
 
-    def _norm_after(self, conv: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return recompute_between(conv, self.norm, x) if self.recompute else self.norm(conv(x))
+    def _norm_after(self, conv: Callable[[Tensor], Tensor], x: Tensor, *, recompute: bool) -> Tensor:
+        return recompute_between(conv, self.norm, x) if recompute else self.norm(conv(x))
 
     @torch.no_grad()
     def fuse(self) -> StaticLayer:
@@ -139,8 +148,8 @@ class ComputingBasicBlock(_ResidualLayer):
     def sources(self) -> tuple[Tensor, ...]:
         return self.alpha, self.prev.conv2.weight, self.beta, self.next.conv1.weight
 
-    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
-        return self._norm_after(conv, x)
+    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor], *, recompute: bool) -> Tensor:
+        return self._norm_after(conv, x, recompute=recompute)
 
     def _static_branch(self) -> nn.Module:
         return fold(static_conv(self.weight(), **self.geometry), self.norm)
@@ -171,11 +180,11 @@ class ComputingBottleneck(_ResidualLayer):
     def sources(self) -> tuple[Tensor, ...]:
         return self.alpha, self.prev.conv2.weight, self.beta, self.next.conv2.weight
 
-    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
+    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor], *, recompute: bool) -> Tensor:
         z = F.relu(F.conv2d(x, self.prev.conv1.weight.detach()), inplace=True)  # (N, B, H, W)
         z = F.relu(conv(z), inplace=True)
         expand = self.next.conv3.weight.detach()
-        return self._norm_after(lambda z: F.conv2d(z, expand), z)
+        return self._norm_after(lambda z: F.conv2d(z, expand), z, recompute=recompute)
 
     def _static_branch(self) -> nn.Module:
         return nn.Sequential(
