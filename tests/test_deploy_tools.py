@@ -97,10 +97,15 @@ def test_boxes_and_masks_stay_the_same(name):
     for one, other in zip(before, after, strict=True):
         if 'retina' in name:
             boxes: InstanceData = one.pred_instances
-            assert len(boxes) > 3
-            assert torch.equal(boxes.labels, other.pred_instances.labels)
-            assert (boxes.bboxes - other.pred_instances.bboxes).abs().max() <= 1e-3
-            assert (boxes.scores - other.pred_instances.scores).abs().max() <= 1e-5
+            others: InstanceData = other.pred_instances
+            assert len(boxes) == len(others) > 3
+            # Rounding may exchange boxes whose scores are next to each other: each has its one nearest of its label.
+            distance = torch.cdist(boxes.bboxes, others.bboxes)
+            nearest = distance.masked_fill(boxes.labels[:, None] != others.labels, torch.inf).argmin(1)
+            assert nearest.sort().values.equal(torch.arange(len(boxes)))
+            assert torch.equal(boxes.labels, others.labels[nearest])
+            assert (boxes.bboxes - others.bboxes[nearest]).abs().max() <= 1e-3
+            assert (boxes.scores - others.scores[nearest]).abs().max() <= 1e-5
         else:
             assert len(one.pred_sem_seg.data.unique()) > 1
             assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data)

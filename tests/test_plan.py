@@ -13,8 +13,11 @@ from test_tools import run
 
 from repl_mm.analysis import plan as planning
 from repl_mm.analysis.cost import count_cost
+from repl_mm.analysis.parts import Parts, measure_parts
 from repl_mm.analysis.plan import Saving, make_plan, replaceable
-from repl_mm.analysis.training import StepCost
+from repl_mm.analysis.recipes import with_repl
+from repl_mm.analysis.training import MIB, StepCost
+from repl_mm.analysis.training_step import TrainingStep
 from repl_mm.sites import Site
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -30,8 +33,8 @@ def savings(monkeypatch):
 
     def set_up(measured, *, time=(0.04,) * 3, memory=0.02):
         def measure_parts(config, forms, **options):
-            layout = planning.TrainingStep(config, **STEP).model.backbone.layout()
-            parts = planning._Parts(layout, layout.eligible(), [], mib=1.0, seconds=1.0)
+            layout = TrainingStep(config, **STEP).model.backbone.layout()
+            parts = Parts(layout, layout.eligible(), [], mib=1.0, seconds=1.0)
             for _ in forms:
                 parts.site_seconds.append(dict(enumerate(time)))
                 parts.site_mib.append(dict.fromkeys(range(len(time)), memory))
@@ -46,7 +49,7 @@ def savings(monkeypatch):
             saved = measured(repl)
             return [StepCost(**row), StepCost(**row, time=1 - saved[0], memory=1 - saved[1])]
 
-        monkeypatch.setattr(planning, '_measure_parts', measure_parts)
+        monkeypatch.setattr(planning, 'measure_parts', measure_parts)
         monkeypatch.setattr(planning, 'measure_steps', measure_steps)
         return asked
 
@@ -123,21 +126,21 @@ def test_predicted_memory_is_that_of_the_equations(path, state, side):
     config = replaceable(Config.fromfile(path))
     forms = planning.TRANSFORMER_FORMS if path == VIT else planning.RESIDUAL_FORMS
     size = (side, side)
-    parts = planning._measure_parts(config, forms[:2], seconds=0, **STEP | dict(size=size))
+    parts = measure_parts(config, forms[:2], seconds=0, **STEP | dict(size=size))
     site = parts.eligible[-1]
     e2e = count_cost(config, (3, *size))
     for form, predicted in zip(forms, parts.site_mib, strict=False):
-        replaced = planning._with_sites(config, dict(policy='explicit', sites=[tuple(site)], **form))
+        replaced = with_repl(config, policy='explicit', sites=[tuple(site)], **form)
         saved = e2e - count_cost(replaced, (3, *size))
         expected = 4 * saved.activations + (4 + state) * saved.parameters
-        assert predicted[site.stage] == pytest.approx(expected / planning.MIB, rel=1e-3)
+        assert predicted[site.stage] == pytest.approx(expected / MIB, rel=1e-3)
     assert parts.site_mib[1][site.stage] > parts.site_mib[0][site.stage]
 
 
 def test_positions_in_frozen_stages_are_left_out():
     config = Config.fromfile(CONFIGS / 'demo/retinanet_r34_fpn_digits.py')
     config.model.backbone.frozen_stages = 2
-    parts = planning._measure_parts(replaceable(config), ({},), seconds=0, **STEP)
+    parts = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
     assert {site.stage for site in parts.frozen} == {0, 1}
     assert {site.stage for site in parts.eligible} == {2, 3}
     config.model.backbone.frozen_stages = 4
@@ -148,7 +151,7 @@ def test_positions_in_frozen_stages_are_left_out():
 def test_stochastic_depth_is_no_obstacle():
     config = Config.fromfile(RESNET)
     config.model.backbone.stochastic_depth = 0.99
-    parts = planning._measure_parts(replaceable(config), ({},), seconds=0, **STEP)
+    parts = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
     assert set(parts.site_mib[0]) == {0, 1, 2}
 
 

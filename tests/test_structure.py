@@ -37,7 +37,7 @@ ORDER = [
     'published',
     'scenes',
 ]
-ORDER += ['datasets', 'cli']
+ORDER += ['datasets', 'cli', 'weights']
 MODULES = [path for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py']
 
 

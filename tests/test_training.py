@@ -26,12 +26,11 @@ from repl_mm.analysis.timing import as_csv
 from repl_mm.analysis.training import (
     MIB,
     StepCost,
-    TrainingStep,
-    checkpoint_activations,
     limited_memory,
     measure_memory,
     measure_steps,
 )
+from repl_mm.analysis.training_step import TrainingStep, checkpoint_activations
 from repl_mm.replace import computing_layers
 
 CONFIGS = Path(__file__).parents[1] / 'configs'

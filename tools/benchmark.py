@@ -25,7 +25,8 @@ from rich.progress import track
 from repl_mm.analysis import latency, step_report
 from repl_mm.analysis.recipes import VARIANTS, build_variants, name_of
 from repl_mm.analysis.timing import BACKENDS, as_csv, check_backends, describe
-from repl_mm.analysis.training import check_training_backends, measure_steps
+from repl_mm.analysis.training import measure_steps
+from repl_mm.analysis.training_step import check_training_backends
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 DEPTH_110 = {'model.backbone.depth': 110}

@@ -16,18 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from repl_mm.cli import (
-    HOST_ERRORS,
-    CfgOptions,
-    add_trust,
-    build_model,
-    friendly,
-    load_scoped_config,
-    read_checkpoint,
-    require_fit,
-    sentence,
-)
+from repl_mm.cli import HOST_ERRORS, CfgOptions, add_trust, build_model, friendly, load_scoped_config, sentence
 from repl_mm.files import write
+from repl_mm.weights import read_checkpoint, require_fit
 
 # isort: split
 from io import BytesIO

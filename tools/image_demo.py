@@ -7,17 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repl_mm.cli import (
-    add_picture_arguments,
-    add_trust,
-    build_model,
-    explain,
-    friendly,
-    load_scoped_config,
-    read_checkpoint,
-    require_fit,
-)
+from repl_mm.cli import add_picture_arguments, add_trust, build_model, explain, friendly, load_scoped_config
 from repl_mm.files import write
+from repl_mm.weights import read_checkpoint, require_fit
 
 # isort: split
 import torch

@@ -17,7 +17,7 @@ from rich.table import Table
 from repl_mm.analysis.plan import Plan, Saving, describe, make_plan
 from repl_mm.analysis.timing import BACKENDS
 from repl_mm.analysis.timing import describe as describe_machine
-from repl_mm.analysis.training import check_training_backends
+from repl_mm.analysis.training_step import check_training_backends
 
 
 def percentage(text: str) -> float:

@@ -6,8 +6,9 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
 
-from repl_mm.cli import add_trust, build_runner, explain, friendly, load_config, read_checkpoint, require_fit
+from repl_mm.cli import add_trust, build_runner, explain, friendly, load_config
 from repl_mm.files import write
+from repl_mm.weights import read_checkpoint, require_fit
 
 # isort: split
 import torch

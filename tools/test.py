@@ -4,7 +4,8 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from repl_mm.cli import add_arguments, add_trust, build_runner, friendly, load_config, read_checkpoint, require_fit
+from repl_mm.cli import add_arguments, add_trust, build_runner, friendly, load_config
+from repl_mm.weights import read_checkpoint, require_fit
 
 # isort: split
 from mmengine.config import Config, ConfigDict

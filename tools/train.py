@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from repl_mm.checkpoints import find_newest
-from repl_mm.cli import (
-    add_arguments,
-    add_trust,
-    build_model,
-    build_runner,
-    friendly,
-    load_config,
-    read_checkpoint,
-    require_fit,
-)
+from repl_mm.cli import add_arguments, add_trust, build_model, build_runner, friendly, load_config
+from repl_mm.weights import read_checkpoint, require_fit
 
 # isort: split
 from mmengine.config import Config

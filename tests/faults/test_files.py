@@ -17,7 +17,7 @@ from runs import STEPS, output, start, write_config
 
 from repl_mm import checkpoints
 from repl_mm.checkpoints import as_safetensors, find_newest, load_local
-from repl_mm.cli import read_checkpoint
+from repl_mm.weights import read_checkpoint
 
 PLACES = 200
 TASK = 'classification'
