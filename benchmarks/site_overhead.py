@@ -3,6 +3,7 @@
     python benchmarks/site_overhead.py --batch-size 2 16
 
 Ratios of one run: medians over turns of the layer's time over the block's. A dropped block would cost nothing.
+Operators are those of torch that compute something, in the plain layer and in the block: what a GPU is told to do.
 """
 
 from argparse import ArgumentParser
@@ -16,6 +17,7 @@ import torch
 from mmengine.device import get_device
 from mmseg.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from repl_mm.analysis.timing import describe, time_in_turns
 from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck
@@ -31,6 +33,16 @@ STAGES = [
     *((BasicBlock, ComputingBasicBlock, width, side) for width, side in ((64, 56), (128, 28), (256, 14), (512, 7))),
     *((Bottleneck, ComputingBottleneck, width, side) for width, side in ((128, 28), (256, 14))),
 ]
+
+
+class OperatorCount(TorchDispatchMode):
+    """Counts operators; views of tensors are none."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.total += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 def one_pass(module: nn.Module, x: Tensor) -> Callable[[], None]:
@@ -53,8 +65,8 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=6, help='time for each row (default: %(default)s)')
     args = parser.parse_args()
     device = torch.zeros(1, device=get_device()).device
-    print(f'| block | channels | size | batch | {" | ".join(FORMS)} |')
-    print(f'| --- | {" | ".join(["---:"] * (3 + len(FORMS)))} |')
+    print(f'| block | channels | size | batch | operators | {" | ".join(FORMS)} |')
+    print(f'| --- | {" | ".join(["---:"] * (4 + len(FORMS)))} |')
     for batch in args.batch_size:
         for block, layer, width, side in STAGES:
             channels = width * block.expansion
@@ -64,9 +76,15 @@ def main() -> None:
             modules = {name: layer(removed, **options, **form).to(device) for name, form in FORMS.items()}
             x = torch.randn(batch, channels, side, side, device=device).relu()
             calls = {name: one_pass(module.train(), x) for name, module in {'block': removed, **modules}.items()}
+            operators = []
+            for name in ('plain', 'block'):
+                with OperatorCount() as count:
+                    calls[name]()
+                operators.append(str(count.total))
             times = time_in_turns(calls, seconds=args.seconds)
             ratios = [f'{np.median(np.divide(times[name], times["block"])):.3f}' for name in FORMS]
-            print(f'| {block.__name__} | {channels} | {side} x {side} | {batch} | {" | ".join(ratios)} |')
+            row = [block.__name__, str(channels), f'{side} x {side}', str(batch), ' / '.join(operators), *ratios]
+            print(f'| {" | ".join(row)} |', flush=True)
     print(f'\n{describe(device)}')
 
 

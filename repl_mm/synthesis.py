@@ -13,17 +13,38 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 # On the CPU, where any device's operators take a single number from.
 ROOT_EPS = torch.tensor(1e-8, dtype=torch.float64).sqrt()
+# Numbers of a weight from which a pass over it takes longer than Python's part of an autograd function.
+LARGE = 2**18
+
+
+class _LargeMix(torch.autograd.Function):
+    """``a * prev + b * next`` in fewer passes over the weights than autograd would make, forward or backward."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, a: Tensor, prev: Tensor, b: Tensor, next: Tensor) -> Tensor:
+        ctx.save_for_backward(prev, next)
+        ctx.shape = a.shape
+        return torch.mul(prev, a).addcmul_(next, b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_a, grad_b = (torch.mul(grad, source).sum_to_size(ctx.shape) for source in ctx.saved_tensors)
+        return grad_a, None, grad_b, None
 
 
 def _mix(a: Tensor, prev: Tensor, b: Tensor, next: Tensor) -> Tensor:
-    """``a * prev + b * next`` for scales a and b.
+    """``a * prev + b * next`` for scales a and b of one shape that broadcasts to the weights'.
 
-    In this order autograd keeps the sources themselves, which exist anyway, and the gradient of a scale is one
-    contraction; with normalised sources it would keep copies, and with ``addcmul`` it would scale a source once more.
+    Only the sources themselves are kept, which exist anyway, and the gradient of a scale is one contraction. Were the
+    sources normalised first, autograd would keep copies.
     """
+    if prev.numel() >= LARGE and not torch.compiler.is_compiling():
+        return _LargeMix.apply(a, prev, b, next)
     return torch.mul(prev, a).add_(torch.mul(next, b))
 
 
@@ -70,7 +91,8 @@ def mix_outputs(
     def scale(coefficients: Tensor, source: Tensor) -> Tensor:
         return (coefficients / row_norm(source).flatten()).view(-1, 1, 1)
 
-    return _mix(scale(alpha, prev), convolve(prev), scale(beta, next), convolve(next))
+    # Not by _mix: what is mixed has gradients here.
+    return torch.mul(convolve(prev), scale(alpha, prev)).add_(torch.mul(convolve(next), scale(beta, next)))
 
 
 def mix_heads(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:

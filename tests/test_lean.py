@@ -22,6 +22,7 @@ LAYERS = {
     'basic': lambda **options: residual(ComputingBasicBlock, basic(), **options),
     'bottleneck': lambda **options: residual(ComputingBottleneck, bottleneck(), **options),
     'grouped': lambda **options: residual(ComputingBottleneck, bottleneck(groups=4, base_width=16), **options),
+    'large': lambda **options: residual(ComputingBasicBlock, basic(width=176), **options),
     'few positions': lambda **options: residual(ComputingBasicBlock, basic(width=64), **options),
     'few positions, grouped': lambda **options: residual(
         ComputingBottleneck, bottleneck(groups=2, base_width=256), **options
@@ -33,6 +34,7 @@ SHAPES = {
     'basic': (4, 8, 9, 7),
     'bottleneck': (4, 32, 9, 7),
     'grouped': (4, 32, 9, 7),
+    'large': (4, 176, 6, 5),
     'few positions': (2, 64, 3, 6),  # 36 of them: a sixteenth of 64 * 3 * 3
     'few positions, grouped': (2, 32, 3, 3),  # 18: a sixteenth of 32 * 3 * 3
     'scalar': (4, 5, 12),
@@ -92,6 +94,7 @@ def test_outputs_are_mixed_where_positions_are_few(kind, options, monkeypatch):
     for neighbour in layer.neighbours:
         neighbour.double()
     x = torch.randn(SHAPES[kind], dtype=torch.float64)
+    monkeypatch.setattr('repl_mm.synthesis.LARGE', 0)
     with monkeypatch.context() as patch:
         patch.delattr('repl_mm.layers.residual.mix_channels')
         mixed_outputs = step(copy.deepcopy(layer), x)

@@ -14,6 +14,12 @@ PREV = torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]], [[[0.0, 0.0], [6.0, 8.0]]]])  #
 NEXT = torch.tensor([[[[0.0, 5.0], [12.0, 0.0]]], [[[1.0, 1.0], [1.0, 1.0]]]])  # rows of norm 13 and 2
 
 
+@pytest.fixture(autouse=True, params=[0, 2**18], ids=['large', 'small'])
+def large(request, monkeypatch):
+    """Every test for both ways to mix."""
+    monkeypatch.setattr(synthesis, 'LARGE', request.param)
+
+
 def double(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 

@@ -15,10 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-# The seams come before the host libraries.
-import repl_mm.compat
-
-# isort: split
 import numpy as np
 import torch
 from mmengine.config import Config
