@@ -12,7 +12,7 @@ from mmengine.config import Config
 from test_backbones import ReplResNet, ReplResNetCIFAR
 
 from repl_mm.backbones import ReplResNeXt
-from repl_mm.layers import ComputingLayer
+from repl_mm.layers import ComputingLayer, skip_none
 
 SITES = dict(policy='budget', count=3)
 NETWORKS = {
@@ -36,6 +36,17 @@ def test_a_block_is_skipped_or_its_branch_is_scaled_up(kind, monkeypatch):
     branch = torch.nn.functional.batch_norm(inner, None, None, last.weight, last.bias, training=True)
     torch.testing.assert_close(kept, torch.relu(x + branch / (1 - block.skip_rate)), rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(torch, 'rand', lambda _: torch.tensor(block.skip_rate - 1e-6))
+    assert block(x) is x
+
+
+def test_skipping_rests_for_a_while(monkeypatch):
+    block = randomise(NETWORKS['basic'](stochastic_depth=0.8)).train().layer2[-1]
+    twin = copy.deepcopy(block)
+    twin.skip_rate = 0
+    x = torch.rand(2, block.conv1.in_channels, 6, 6)
+    monkeypatch.setattr(torch, 'rand', lambda _: torch.tensor(0.0))
+    with skip_none(torch.nn.Sequential(block)):
+        assert block(x).equal(twin(x))
     assert block(x) is x
 
 

@@ -123,6 +123,15 @@ def test_a_step_trains_every_kind_of_model(path, size, backend):
     assert all(seconds > 0 for seconds in step.phases[0])
 
 
+def test_stochastic_depth_has_the_memory_of_a_step_that_skips_nothing():
+    config = Config.fromfile(RESNET)
+    sure = build_variants(config, ('SD',))['SD']
+    sure.model.backbone.stochastic_depth = 0.99
+    e2e, often = measure_steps(dict(E2E=build_variants(config, ('E2E',))['E2E'], SD=sure), **MEASURED)
+    sizes = ('memory_mib', 'weights_mib', 'gradients_mib', 'optimizer_mib', 'activations_mib')
+    assert [getattr(often, size) for size in sizes] == [getattr(e2e, size) for size in sizes]
+
+
 def test_memory_by_hand():
     config = Config.fromfile(RESNET)
     step = TrainingStep(config, **STEP | dict(batch=16))

@@ -24,6 +24,7 @@ VARIANTS = (
     'RepL, half, lean',
     'SD',
     'RepL, budget + SD',
+    'RepL, half, lean + SD',
     'AC',
     'RepL, budget + AC',
 )

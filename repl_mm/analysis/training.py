@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from repl_mm.analysis.recipes import PUBLISHED
 from repl_mm.analysis.timing import time_in_turns
 from repl_mm.analysis.training_step import TrainingStep, check_training_backends
+from repl_mm.layers import skip_none
 
 MIB = 2**20
 
@@ -165,8 +166,9 @@ def measure_steps(
         for name, config in variants.items():
             with _noting_shortage(notes, name):
                 steps[name] = TrainingStep(config, batch=batch, size=size, backend=backend, device=device)
-                steps[name]()  # the optimizer's state comes with the first step
-                memory[name] = measure_memory(steps[name])
+                with skip_none(steps[name].model):  # as in the steps of a run that need most
+                    steps[name]()  # the optimizer's state comes with the first step
+                    memory[name] = measure_memory(steps[name])
             _drop(steps, notes)
         times = _time(steps, notes, seconds=seconds)
     rows = _rows(list(variants), steps, memory, times, notes, model=model, backend=backend, batch=batch, size=size)

@@ -4,7 +4,7 @@ from repl_mm.layers.base import ComputingLayer
 from repl_mm.layers.encoder import ComputingEncoderLayer, HeadwiseEncoderLayer, ScalarEncoderLayer
 from repl_mm.layers.residual import ComputingBasicBlock, ComputingBottleneck
 from repl_mm.layers.static import StaticLayer, fold, is_foldable
-from repl_mm.layers.stochastic_depth import keep_all, skip_at_random
+from repl_mm.layers.stochastic_depth import keep_all, skip_at_random, skip_none
 
 __all__ = [
     'ComputingBasicBlock',
@@ -18,4 +18,5 @@ __all__ = [
     'is_foldable',
     'keep_all',
     'skip_at_random',
+    'skip_none',
 ]

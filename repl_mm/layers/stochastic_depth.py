@@ -4,7 +4,8 @@ It stands beside replacement in the papers' Table IX. The host libraries' drop p
 after computing it, which regularises in the same way and saves nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -69,6 +70,19 @@ def skip_at_random(blocks: Iterable[nn.Module], rate: float) -> None:
         last = getattr(block, block.last_norm)
         last.scale = 1
         block.scaling = last.register_forward_hook(_make_up_for_skips)
+
+
+@contextmanager
+def skip_none(network: nn.Module) -> Iterator[None]:
+    """Have no block of a network skipped for a while: the steps that need most are those."""
+    rates = {block: block.skip_rate for block in network.modules() if isinstance(block, _Skippable)}
+    for block in rates:
+        block.skip_rate = 0
+    try:
+        yield
+    finally:
+        for block, rate in rates.items():
+            block.skip_rate = rate
 
 
 def keep_all(blocks: Iterable[nn.Module]) -> None:
