@@ -20,7 +20,7 @@ from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
 from repl_mm.synthesis import mix_channels, mix_outputs
 
 # Where a channel of the output has up to this part of the numbers that its kernel has, mixing two outputs takes less
-# time than mixing two kernels; docs/results/few_positions_cpu_2026-11-21.md has where they meet.
+# time than mixing two kernels; docs/results/few_positions_cpu_2026-11-22.md has where they meet.
 FEW = 1 / 16
 
 
