@@ -1,8 +1,11 @@
 """What several test modules share."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
+from mmengine.registry import DefaultScope
 from torch import nn
 
 import repl_mm.compat  # noqa: F401
@@ -16,6 +19,13 @@ settings.load_profile('no deadline')
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def default_scope() -> Iterator[None]:
+    """Each test begins outside the hosts' scopes and leaves none behind: they decide what a name in a config means."""
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        yield
 
 
 def randomise(module: nn.Module) -> nn.Module:

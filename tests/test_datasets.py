@@ -17,7 +17,7 @@ from repl_mm.datasets import CityscapesDataset, CocoDataset, DigitBoxes, DigitMa
 from repl_mm.scenes import make_scenes, write_cityscapes, write_coco
 
 LOAD_BOXES = [
-    dict(type='mmdet.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmdet.LoadAnnotations', with_bbox=True),
     dict(type='mmdet.Resize', scale_factor=1.0),
     dict(type='mmdet.PackDetInputs'),

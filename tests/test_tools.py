@@ -217,10 +217,9 @@ def scenes(tmp_path_factory):
 )
 def test_predictions_and_pictures_of_detection_and_segmentation(text, pictures, scenes, write, tmp_path):
     config = write(text.replace('{data}', str(scenes)))
-    with DefaultScope.overwrite_default_scope('mmengine'):
-        parsed = repl_mm.cli.Config.fromfile(config)
-        with MODELS.switch_scope_and_registry(parsed.default_scope) as registry:
-            torch.save(registry.build(parsed.model).state_dict(), tmp_path / 'weights.pth')
+    parsed = repl_mm.cli.Config.fromfile(config)
+    with MODELS.switch_scope_and_registry(parsed.default_scope) as registry:
+        torch.save(registry.build(parsed.model).state_dict(), tmp_path / 'weights.pth')
     out, shown = tmp_path / 'out.pkl', tmp_path / 'shown'
     arguments = config, tmp_path / 'weights.pth', '--work-dir', tmp_path
     assert run('test.py', *arguments, '--out', out, '--show-dir', shown)[0] == 0
