@@ -149,6 +149,15 @@ def test_sampled_gradient_is_unbiased_and_the_rest_exact(monkeypatch, geometry):
     torch.testing.assert_close(sum(draws) / 3, expected_weight)
 
 
+@pytest.mark.parametrize(('images', 'fraction'), [(1, 0.25), (3, 1), (3, 0.9)])
+def test_a_convolution_that_draws_all_images_is_the_ordinary_one(images, fraction):
+    x, weight = torch.randn(images, 8, 6, 5), torch.randn(8, 8, 3, 3, requires_grad=True)
+    geometry = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+    out = sampled_conv2d(x, weight, fraction=fraction, **geometry)
+    assert out.equal(torch.conv2d(x, weight, padding=1))
+    assert out.grad_fn.name() == 'ConvolutionBackward0'
+
+
 @pytest.mark.parametrize('kind', ['basic', 'bottleneck', 'grouped'])
 def test_only_coefficients_feel_the_sampling(kind):
     torch.manual_seed(0)
@@ -165,10 +174,11 @@ def test_only_coefficients_feel_the_sampling(kind):
 
 
 def test_sampling_runs_in_half_precision_under_autocast():
-    x, weight = torch.randn(4, 8, 5, 5), torch.randn(8, 8, 3, 3, requires_grad=True)
+    # Images that are all alike, so any of them tells the gradient of all.
+    x, weight = torch.randn(1, 8, 5, 5).repeat(4, 1, 1, 1), torch.randn(8, 8, 3, 3, requires_grad=True)
     geometry = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
     with torch.autocast('cpu', torch.bfloat16):
-        out = sampled_conv2d(x, weight, fraction=1, **geometry)
+        out = sampled_conv2d(x, weight, fraction=0.25, **geometry)
         expected = torch.conv2d(x, weight, padding=1)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out, expected)

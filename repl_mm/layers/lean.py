@@ -95,7 +95,7 @@ def sampled_conv2d(x: Tensor, weight: Tensor, *, fraction: float, **geometry: An
         fraction: Part of the N images, above 0 and at most 1; at least one image is drawn.
         **geometry: ``stride``, ``padding``, ``dilation`` and ``groups`` of the convolution, the first three as pairs.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or draw(x.size(0), fraction) == x.size(0):
         return F.conv2d(x, weight, **geometry)
     if (half := autocast_dtype(x)) is not None:
         # What autocast does to a convolution, but not inside of a function of one's own.
