@@ -68,11 +68,12 @@ class GlooBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f'expected (N, C, ...), got {input.dim()} dimensions')
 
+    def forward(self, input: Tensor) -> Tensor:
+        return self._normalise_jointly(input) if self.training else super().forward(input)
+
     # The compiler of torch 2.11 loses the gradients of the reductions, which write in place (pytorch issue 180642).
     @torch.compiler.disable
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
+    def _normalise_jointly(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         axes = (0, *range(2, x.dim()))

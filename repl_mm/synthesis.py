@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# On the CPU, where any device's operators take a single number from.
-ROOT_EPS = torch.tensor(1e-8, dtype=torch.float64).sqrt()
-# Numbers of a weight from which a pass over it takes longer than Python's part of an autograd function.
+EPS = 1e-8
+# Numbers of a weight from which a pass over it takes longer than Python's part of an autograd function, on two cores.
 LARGE = 2**18
 
 
 class _LargeMix(torch.autograd.Function):
-    """``a * prev + b * next`` in fewer passes over the weights than autograd would make, forward or backward."""
+    """``a * prev + b * next`` in fewer passes over the weights than autograd would make, forward or backward.
+
+    It can be differentiated once.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, a: Tensor, prev: Tensor, b: Tensor, next: Tensor) -> Tensor:
@@ -33,7 +35,11 @@ class _LargeMix(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_a, grad_b = (torch.mul(grad, source).sum_to_size(ctx.shape) for source in ctx.saved_tensors)
+        wanted = ctx.needs_input_grad[::2]
+        grad_a, grad_b = (
+            torch.mul(grad, source).sum_to_size(ctx.shape) if is_wanted else None
+            for source, is_wanted in zip(ctx.saved_tensors, wanted, strict=True)
+        )
         return grad_a, None, grad_b, None
 
 
@@ -51,7 +57,8 @@ def _mix(a: Tensor, prev: Tensor, b: Tensor, next: Tensor) -> Tensor:
 def row_norm(weight: Tensor) -> Tensor:
     """Euclidean norm of each output channel, ``sqrt(sum(W[c]**2) + eps)`` (Eq. 9, 22), shape (C, 1, ...)."""
     norm = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
-    return norm.hypot_(ROOT_EPS)
+    # Not hypot, which exporters do not know.
+    return norm.square_().add_(EPS).sqrt_()
 
 
 def mix_channels(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:

@@ -49,6 +49,9 @@ CASES = {
     'Bottleneck, lean': classifier(
         type='repl_mm.ReplResNet', depth=50, repl=EVERY | dict(recompute=True, grad_fraction=0.25)
     ),
+    'BasicBlock, three quarters': classifier(
+        type='repl_mm.ReplResNet', depth=34, repl=dict(policy='budget', every=4, grad_fraction=0.75)
+    ),
     'headwise, MLP, lean': vit(form='headwise', mlp_fusion=True, recompute=True),
     'ViT detector': Config.fromfile(CONFIGS / 'detection/retinanet_vit-base-p16-repl_sfp_8xb2-1x_coco.py'),
 }

@@ -136,8 +136,9 @@ def test_exports_equal_the_dynamic_model(name):
     assert graph.graph.output[0].type.tensor_type.shape.dim[0].dim_param == 'batch'
 
 
-def test_a_backbone_is_exported_alone():
-    backbone = deploy(demo('retinanet_r34-repl_fpn')).backbone
+@pytest.mark.parametrize('prepare', [deploy, copy.deepcopy], ids=['deployed', 'as trained'])
+def test_a_backbone_is_exported_alone(prepare):
+    backbone = prepare(demo('retinanet_r34-repl_fpn')).backbone
     program = trace(backbone, (128, 160))
     assert check(backbone, program, as_onnx(program, model=backbone), form='onnx') <= 1e-5
 

@@ -6,6 +6,7 @@ Oracles: the same layer without them; the mean over all draws for the sampled gr
 import copy
 import io
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from conftest import randomise
 from mmengine.model import ExponentialMovingAverage
 from test_layers import basic, bottleneck, encoder, residual, transformer
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck, HeadwiseEncoderLayer, ScalarEncoderLayer
@@ -23,9 +25,9 @@ LAYERS = {
     'bottleneck': lambda **options: residual(ComputingBottleneck, bottleneck(), **options),
     'grouped': lambda **options: residual(ComputingBottleneck, bottleneck(groups=4, base_width=16), **options),
     'large': lambda **options: residual(ComputingBasicBlock, basic(width=176), **options),
-    'few positions': lambda **options: residual(ComputingBasicBlock, basic(width=64), **options),
+    'few positions': lambda **options: residual(ComputingBasicBlock, basic(width=176), **options),
     'few positions, grouped': lambda **options: residual(
-        ComputingBottleneck, bottleneck(groups=2, base_width=256), **options
+        ComputingBottleneck, bottleneck(groups=2, base_width=1024), **options
     ),
     'scalar': lambda **options: transformer(ScalarEncoderLayer, encoder(), mlp_fusion=True, **options),
     'headwise': lambda **options: transformer(HeadwiseEncoderLayer, encoder(), mlp_fusion=True, **options),
@@ -35,8 +37,8 @@ SHAPES = {
     'bottleneck': (4, 32, 9, 7),
     'grouped': (4, 32, 9, 7),
     'large': (4, 176, 6, 5),
-    'few positions': (2, 64, 3, 6),  # 36 of them: a sixteenth of 64 * 3 * 3
-    'few positions, grouped': (2, 32, 3, 3),  # 18: a sixteenth of 32 * 3 * 3
+    'few positions': (3, 176, 3, 11),  # 99 of them: a sixteenth of 176 * 3 * 3
+    'few positions, grouped': (2, 32, 6, 6),  # 72: a sixteenth of 128 * 3 * 3
     'scalar': (4, 5, 12),
     'headwise': (4, 5, 12),
 }
@@ -94,7 +96,6 @@ def test_outputs_are_mixed_where_positions_are_few(kind, options, monkeypatch):
     for neighbour in layer.neighbours:
         neighbour.double()
     x = torch.randn(SHAPES[kind], dtype=torch.float64)
-    monkeypatch.setattr('repl_mm.synthesis.LARGE', 0)
     with monkeypatch.context() as patch:
         patch.delattr('repl_mm.layers.residual.mix_channels')
         mixed_outputs = step(copy.deepcopy(layer), x)
@@ -105,21 +106,36 @@ def test_outputs_are_mixed_where_positions_are_few(kind, options, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize('how', ['autocast', 'half', 'counted', 'eval'])
+@pytest.mark.parametrize(
+    'how', ['autocast', 'half', 'on meta', 'fake', 'eval', 'frozen', 'compiled', 'small', 'a position more']
+)
 def test_kernels_are_mixed_where_outputs_may_not_be(how, monkeypatch):
-    """Where range or precision would be others, or positions are any number."""
+    """Where range or precision would be others, positions are any number, or a pass over the kernel takes no time."""
     monkeypatch.delattr('repl_mm.layers.residual.mix_outputs')
-    layer = randomise(LAYERS['few positions']()).train(how != 'eval')
+    layer = randomise(LAYERS['basic' if how == 'small' else 'few positions']()).train(how != 'eval')
     x = torch.randn(SHAPES['few positions'])
+    if how == 'small':
+        x = torch.randn(1, 8, 2, 2)  # 4 of them: fewer than a sixteenth of 8 * 3 * 3
+    if how == 'a position more':
+        x = torch.randn(1, 176, 10, 10)
+    if how == 'frozen':
+        layer.alpha.requires_grad_(False)
+    if how == 'compiled':
+        torch.compiler.reset()
+        layer = torch.compile(layer, backend='aot_eager', fullgraph=True)
     if how == 'half':
         for module in (layer, *layer.neighbours):
             module.bfloat16()
         x = x.bfloat16()
-    if how == 'counted':
+    if how == 'on meta':
         for module in (layer, *layer.neighbours):
             module.to('meta')
         x = x.to('meta')
-    with torch.autocast('cpu', torch.bfloat16, enabled=how == 'autocast'):
+    fake = FakeTensorMode() if how == 'fake' else nullcontext()
+    with fake, torch.autocast('cpu', torch.bfloat16, enabled=how == 'autocast'):
+        if how == 'fake':
+            layer = LAYERS['few positions']()
+            x = torch.randn(SHAPES['few positions'])
         assert layer(x).shape == x.shape
 
 
@@ -149,7 +165,7 @@ def test_sampled_gradient_is_unbiased_and_the_rest_exact(monkeypatch, geometry):
     torch.testing.assert_close(sum(draws) / 3, expected_weight)
 
 
-@pytest.mark.parametrize(('images', 'fraction'), [(1, 0.25), (3, 1), (3, 0.9)])
+@pytest.mark.parametrize(('images', 'fraction'), [(0, 0.25), (1, 0.25), (3, 1), (3, 0.9)])
 def test_a_convolution_that_draws_all_images_is_the_ordinary_one(images, fraction):
     x, weight = torch.randn(images, 8, 6, 5), torch.randn(8, 8, 3, 3, requires_grad=True)
     geometry = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)

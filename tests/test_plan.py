@@ -121,8 +121,9 @@ def test_what_is_out_of_reach_gets_the_best_and_the_bound(savings):
     # At 12 x 12 the last stage has 36 positions, and twice as many are more than few.
     [(RESNET, 4, 64), (RESNET, 4, 12), (VIT, 8, 32), (CONFIGS / 'demo/retinanet_r34_fpn_digits.py', 8, 64)],
 )
-def test_predicted_memory_is_that_of_the_equations(path, state, side):
+def test_predicted_memory_is_that_of_the_equations(path, state, side, monkeypatch):
     """Oracle: the cost model's activations of four images, and four bytes of a weight and its optimizer's state."""
+    monkeypatch.setattr('repl_mm.layers.residual.LARGE', 0)
     config = replaceable(Config.fromfile(path))
     forms = planning.TRANSFORMER_FORMS if path == VIT else planning.RESIDUAL_FORMS
     size = (side, side)
@@ -150,9 +151,11 @@ def test_positions_in_frozen_stages_are_left_out():
 
 def test_stochastic_depth_is_no_obstacle():
     config = Config.fromfile(RESNET)
+    plain = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
     config.model.backbone.stochastic_depth = 0.99
-    parts = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
-    assert set(parts.site_mib[0]) == {0, 1, 2}
+    skipping = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
+    assert skipping.mib == plain.mib
+    assert skipping.site_mib == plain.site_mib
 
 
 def test_networks_without_positions_are_told_apart():

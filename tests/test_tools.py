@@ -251,11 +251,11 @@ def test_mixed_precision_on_a_cpu(trained, write, tmp_path):
     torch.testing.assert_close(*scores, atol=0.02, rtol=0)
 
 
-SHARDED_AVERAGE = """
+SHARDED = """
 runner_type, strategy = 'FlexibleRunner', dict(type='repl_mm.FSDPStrategy')
-default_hooks = dict(ema=dict(type='EMAHook'))
-custom_hooks = [dict(type=None)]
 """
+CUSTOM_AVERAGE = "custom_hooks = [dict(type='EMAHook')]\n"
+DEFAULT_AVERAGE = "default_hooks = dict(ema=dict(type='EMAHook'))\n"
 EARLY = [
     ('train.py', ['missing.py'], 'cannot read the config missing.py: No such file'),
     ('train.py', ['x = ('], r"cannot read the config .*'\(' was never closed"),
@@ -266,7 +266,8 @@ EARLY = [
     ('train.py', [CLASSIFIER, '--cfg-options', 'epochs'], "takes KEY=VALUE pairs .*got 'epochs'"),
     ('train.py', [CLASSIFIER, '--cfg-options', 'model.type.x=1'], 'cannot apply --cfg-options: .*type'),
     ('train.py', [CLASSIFIER, '--cfg-options', 'runner_type=FlexibleRunner'], "runner_type 'FlexibleRunner'"),
-    ('train.py', [CLASSIFIER + SHARDED_AVERAGE], "an EMAHook .* a sharded one can't be"),
+    ('train.py', [CLASSIFIER + SHARDED + CUSTOM_AVERAGE], "an EMAHook .* a sharded one can't be"),
+    ('train.py', [CLASSIFIER + SHARDED + DEFAULT_AVERAGE], "an EMAHook .* a sharded one can't be"),
     ('train.py', [CLASSIFIER, '--resume', 'missing.pth'], 'there is no checkpoint missing.pth'),
     ('train.py', [CLASSIFIER, '--resume', __file__], 'test_tools.py is not a checkpoint'),
     ('train.py', [CLASSIFIER, '--auto-scale-lr'], 'needs auto_scale_lr.base_batch_size'),

@@ -141,7 +141,8 @@ def _count_activations(config: Config, input_shape: Sequence[int]) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device='cpu')
         own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-        return _saved_bytes(model, own, (3, *input_shape)) - _saved_bytes(model, own, (2, *input_shape))
+        more, fewer = (_saved_bytes(model, own, (images, *input_shape)) for images in (IMAGES + 1, IMAGES))
+        return more - fewer
 
 
 def _saved_bytes(model: nn.Module, own: set[int], shape: Sequence[int]) -> int:

@@ -8,10 +8,6 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-# The seams come before the host libraries.
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -21,6 +17,7 @@ from repl_mm.analysis.recipes import with_repl
 from repl_mm.analysis.timing import time_in_turns
 from repl_mm.analysis.training import MIB, measure_memory
 from repl_mm.analysis.training_step import TrainingStep
+from repl_mm.layers import skip_none
 from repl_mm.sites import Layout, Site
 
 
@@ -32,10 +29,10 @@ class Parts:
         layout: The blocks of the network.
         eligible: Positions that can be replaced, and where something is trained.
         frozen: Positions that can be replaced, and where nothing is.
-        mib: Peak memory of a step.
+        mib: Peak memory of a step in MiB.
         seconds: Time of a step.
-        site_seconds: For each form, what a site saves of it, by stage.
-        site_mib: For each form, what a site saves of the memory, by stage.
+        site_seconds: For each form, in the order in which they were given, what one site of a stage saves of it.
+        site_mib: The same of the memory.
     """
 
     layout: Layout
@@ -55,6 +52,10 @@ def measure_parts(config: Config, forms: Sequence[Mapping[str, Any]], *, seconds
         forms: Options of a site.
         seconds: Time for each measurement.
         **options: As for :class:`repl_mm.analysis.training_step.TrainingStep`.
+
+    Returns:
+        What was measured; where stochastic depth skips blocks, memory and single blocks without it, as in the steps of
+        a run that need most.
 
     Raises:
         ValueError: No position can be replaced.
@@ -77,10 +78,11 @@ def measure_parts(config: Config, forms: Sequence[Mapping[str, Any]], *, seconds
         )
         for site in representatives
     ]
-    step()
-    for handle in handles:
-        handle.remove()
-    parts = Parts(layout, eligible, frozen, mib=measure_memory(step)['total'])
+    with skip_none(step.model):
+        step()
+        for handle in handles:
+            handle.remove()
+        parts = Parts(layout, eligible, frozen, mib=measure_memory(step)['total'])
     parts.seconds = median(time_in_turns({'E2E': step}, seconds=seconds, least=5)['E2E'])
     # What a parameter costs beside the passes of its block.
     trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
@@ -88,8 +90,6 @@ def measure_parts(config: Config, forms: Sequence[Mapping[str, Any]], *, seconds
     states = [value for state in step.wrapper.optimizer.state.values() for value in state.values()]
     optimizer_mib = (4 + sum(value.nbytes for value in states if isinstance(value, Tensor)) / trained) / MIB
     blocks = {site.stage: stages[site.stage][site.index] for site in representatives}
-    for block in blocks.values():
-        block.skip_rate = 0  # of stochastic depth, where the config has it
     for form in forms:
         sites = [tuple(site) for site in representatives]
         # One block of each stage is replaced.
@@ -100,11 +100,10 @@ def measure_parts(config: Config, forms: Sequence[Mapping[str, Any]], *, seconds
         for stage, block in blocks.items():
             pair = (block, layers[stage])
             calls = {name: _pass(m, inputs[stage], step) for name, m in zip(('block', 'layer'), pair, strict=True)}
-            times = time_in_turns(calls, seconds=seconds / 8, least=5)
-            parameters, kept = (
-                first - second
-                for first, second in zip(*((_numbers(m), _kept_mib(m, inputs[stage], step)) for m in pair), strict=True)
-            )
+            with skip_none(block):
+                times = time_in_turns(calls, seconds=seconds / 8, least=5)
+                kept = _kept_mib(block, inputs[stage], step) - _kept_mib(layers[stage], inputs[stage], step)
+            parameters = _numbers(block) - _numbers(layers[stage])
             in_passes = median(np.subtract(times['block'], times['layer']).tolist())
             gained_seconds[stage] = in_passes + parameters * optimizer_seconds
             gained_mib[stage] = kept + parameters * optimizer_mib

@@ -61,7 +61,7 @@ def name_of(config: Config) -> str:
 
 
 def with_repl(config: Config, **repl: Any) -> Config:
-    """A copy of the config with other sites; the form stays as it is unless another one is given."""
+    """A copy of a config of ours, whose ``repl`` may be None, with other sites; the form stays unless one is given."""
     config = copy.deepcopy(config)
     kept = {key: value for key, value in (config.model.backbone.repl or {}).items() if key in ('form', 'mlp_fusion')}
     if 'ViT' in config.model.backbone.type:

@@ -86,8 +86,8 @@ def sampled_conv2d(x: Tensor, weight: Tensor, *, fraction: float, **geometry: An
     """A convolution whose weight gradient is estimated from a part of the batch, drawn anew each time.
 
     Every image is equally likely to be drawn, and the sum over those drawn is scaled up: the estimate is unbiased.
-    The gradient of the input is exact. Inside ``torch.compile`` so is the weight's: the compiler would draw twice, once
-    for the inputs and once for the gradients.
+    The gradient of the input is exact. So is the weight's where all images would be drawn, as of a single one, and
+    inside ``torch.compile``, which would draw twice, once for the inputs and once for the gradients.
 
     Args:
         x: Input, shape (N, C, H, W).
@@ -95,7 +95,7 @@ def sampled_conv2d(x: Tensor, weight: Tensor, *, fraction: float, **geometry: An
         fraction: Part of the N images, above 0 and at most 1; at least one image is drawn.
         **geometry: ``stride``, ``padding``, ``dilation`` and ``groups`` of the convolution, the first three as pairs.
     """
-    if torch.compiler.is_compiling() or draw(x.size(0), fraction) == x.size(0):
+    if torch.compiler.is_compiling() or draw(x.size(0), fraction) >= x.size(0):
         return F.conv2d(x, weight, **geometry)
     if (half := autocast_dtype(x)) is not None:
         # What autocast does to a convolution, but not inside of a function of one's own.

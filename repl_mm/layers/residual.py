@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from repl_mm.layers.base import ComputingLayer, require_shape
 from repl_mm.layers.lean import autocast_dtype, recompute_between, sampled_conv2d
 from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
-from repl_mm.synthesis import mix_channels, mix_outputs
+from repl_mm.synthesis import LARGE, mix_channels, mix_outputs
 
 # Where a channel of the output has up to this part of the numbers that its kernel has, mixing two outputs takes less
-# time than mixing two kernels; docs/results/few_positions_cpu_2026-11-22.md has where they meet.
+# time than mixing two large kernels; docs/results/few_positions_cpu_2026-11-22.md has where they meet.
 FEW = 1 / 16
 
 
@@ -79,7 +79,8 @@ class _ResidualLayer(ComputingLayer):
     @property
     def few_positions(self) -> int:
         """Up to how many output positions of a batch, N H W, outputs are mixed in training instead of kernels."""
-        return int(FEW * self.prev.conv2.weight[0].numel())
+        kernel = self.prev.conv2.weight.shape
+        return int(FEW * kernel[1:].numel()) if kernel.numel() >= LARGE else 0
 
     def forward(self, x: Tensor) -> Tensor:
         if self._mixes_outputs(x):
