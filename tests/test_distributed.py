@@ -20,6 +20,7 @@ from repl_mm.cpu import GlooBatchNorm, synchronise_batch_norms
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import randomise
 from torch import nn
 
 from repl_mm.backbones import ReplResNetCIFAR
@@ -171,6 +172,15 @@ def norms_in_a_process(rank, folder, world):
             results.append((y.detach(), x.grad))
         grads = [parameter.grad for parameter in norm.parameters()]
         torch.save((results, grads, norm.eval()(x).detach(), norm.state_dict()), f'{folder}/{name}{rank}.pth')
+
+
+def test_in_evaluation_a_synchronised_norm_stays_in_the_compiled_graph():
+    norm = randomise(nn.BatchNorm2d(4)).eval()
+    x = torch.randn(2, 4, 3, 3)
+    expected = norm(x)
+    synchronise_batch_norms(norm, every=True)
+    compiled = torch.compile(norm, backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
 
 
 def test_batch_norm_over_processes_equals_the_joint_batch(tmp_path):
