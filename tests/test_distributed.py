@@ -20,7 +20,6 @@ from repl_mm.cpu import GlooBatchNorm, synchronise_batch_norms
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import randomise
 from torch import nn
 
 from repl_mm.backbones import ReplResNetCIFAR
@@ -175,7 +174,9 @@ def norms_in_a_process(rank, folder, world):
 
 
 def test_in_evaluation_a_synchronised_norm_stays_in_the_compiled_graph():
-    norm = randomise(nn.BatchNorm2d(4)).eval()
+    norm = nn.BatchNorm2d(4).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
     x = torch.randn(2, 4, 3, 3)
     expected = norm(x)
     synchronise_batch_norms(norm, every=True)
@@ -204,7 +205,7 @@ def test_batch_norm_over_processes_equals_the_joint_batch(tmp_path):
             ],
         )
     torch.save(inputs, tmp_path / 'input.pth')
-    mp.start_processes(norms_in_a_process, args=(str(tmp_path), 2), nprocs=2, start_method='fork')
+    mp.spawn(norms_in_a_process, args=(str(tmp_path), 2), nprocs=2)
 
     for name, (norm, batches) in inputs.items():
         found = [torch.load(tmp_path / f'{name}{rank}.pth') for rank in range(2)]
