@@ -7,7 +7,7 @@ The same layer in both ways, in turns, for kernels of several widths; ratios are
 
 from argparse import ArgumentParser
 
-from repl_mm.cli import friendly
+from repl_mm.cli.common import friendly
 
 # isort: split
 import numpy as np
@@ -16,7 +16,7 @@ from mmengine.device import get_device
 from mmseg.models.backbones.resnet import BasicBlock
 from site_overhead import one_pass
 
-from repl_mm.analysis.timing import describe, time_in_turns
+from repl_mm.benchmark.timing import describe, time_in_turns
 from repl_mm.layers import ComputingBasicBlock
 
 SIDE = 7

@@ -20,7 +20,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import LocalVisBackend, Visualizer
 from torch import nn
 
-from repl_mm.hooks import CostHook
+from repl_mm.engine.hooks import CostHook
 
 STEP_US = 20_000
 LIMIT = 0.005

@@ -18,7 +18,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 import repl_mm.compat  # noqa: F401
-from repl_mm.hooks import FiniteLossHook, WatchdogHook
+from repl_mm.engine.hooks import FiniteLossHook, WatchdogHook
 
 ROOT = Path(__file__).parents[1]
 TURNS, STEPS = 40, 30

@@ -9,7 +9,7 @@ Operators are those of torch that compute something, in the plain layer and in t
 from argparse import ArgumentParser
 from collections.abc import Callable
 
-from repl_mm.cli import friendly
+from repl_mm.cli.common import friendly
 
 # isort: split
 import numpy as np
@@ -19,7 +19,7 @@ from mmseg.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from repl_mm.analysis.timing import describe, time_in_turns
+from repl_mm.benchmark.timing import describe, time_in_turns
 from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck
 
 FORMS = {

@@ -9,7 +9,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from statistics import median
 
-from repl_mm.cli import friendly
+from repl_mm.cli.common import friendly
 
 # isort: split
 import torch
@@ -17,10 +17,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
-from repl_mm.analysis.latency import build_forms, prepare
-from repl_mm.analysis.timing import describe, time_in_turns
+from repl_mm.benchmark.latency import build_forms, prepare
+from repl_mm.benchmark.timing import describe, time_in_turns
 from repl_mm.layers import ComputingEncoderLayer, ComputingLayer
-from repl_mm.replace import computing_layers
+from repl_mm.surgery import computing_layers
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import STRATEGIES as ROOT_STRATEGIES
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=ROOT_MODELS, scope='repl_mm', locations=['repl_mm.backbones', 'repl_mm.necks'])
-HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='repl_mm', locations=['repl_mm.hooks'])
-LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='repl_mm', locations=['repl_mm.loops'])
-STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='repl_mm', locations=['repl_mm.fsdp'])
-DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='repl_mm', locations=['repl_mm.datasets'])
+MODELS = Registry('model', parent=ROOT_MODELS, scope='repl_mm', locations=['repl_mm.backbones'])
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='repl_mm', locations=['repl_mm.engine.hooks'])
+LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='repl_mm', locations=['repl_mm.engine.loops'])
+STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='repl_mm', locations=['repl_mm.engine.strategies'])
+DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='repl_mm', locations=['repl_mm.datasets.checked'])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomise
+from helpers import randomise
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
-from repl_mm.replace import computing_layers
+from repl_mm.surgery import computing_layers
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / 'configs').glob('*/*.py') if not path.name.startswith('_'))

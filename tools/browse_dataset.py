@@ -1,57 +1,6 @@
 """Write pictures of what a config's data set gives after its pipeline: images with their boxes, map or class."""
 
-from argparse import ArgumentParser
-
-from repl_mm.cli import add_picture_arguments, explain, friendly, load_scoped_config
-from repl_mm.files import write
-
-# isort: split
-import numpy as np
-from mmengine.registry import DATASETS
-from mmengine.structures import BaseDataElement
-from rich.progress import track
-
-from repl_mm.pictures import as_png, draw
-
-LOADING = ('LoadImageFromFile', 'LoadAnnotations')
-
-
-def has_truth(sample: BaseDataElement) -> bool:
-    return 'gt_label' in sample or 'gt_sem_seg' in sample or 'bboxes' in sample.get('gt_instances', ())
-
-
-@friendly()
-def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a config file')
-    parser.add_argument('--split', choices=['train', 'val', 'test'], default='train', help='default: %(default)s')
-    parser.add_argument(
-        '--number', type=int, default=20, help='how many pictures, spread over the data set (default: %(default)s)'
-    )
-    add_picture_arguments(parser)
-    args = parser.parse_args()
-    if args.number < 1:
-        raise ValueError(f'--number is at least 1, got {args.number}')
-    loader = f'{args.split}_dataloader'
-    config = load_scoped_config(args, sections=(loader,))
-    # Test pipelines load annotations last, which leaves them in the pixels of the original image.
-    config[loader].dataset.get('pipeline', []).sort(key=lambda step: not step['type'].endswith(LOADING))
-    with explain(f'cannot load the {args.split} data, check {loader} in the config'):
-        dataset = DATASETS.build(config[loader].dataset)
-        if len(dataset) == 0:
-            raise ValueError('the data set is empty')
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    number = min(args.number, len(dataset))
-    for index in track(np.linspace(0, len(dataset) - 1, number, dtype=int).tolist(), 'Drawing: '):
-        with explain(f'cannot load sample {index} of the {args.split} data'):
-            item = dataset[index]
-        sample, pixels = item['data_samples'], item['inputs'].permute(1, 2, 0).numpy()
-        if not has_truth(sample):
-            raise ValueError(f'the pipeline of {loader} loads no annotations: choose another --split')
-        picture = draw(pixels, sample, scope=config.default_scope, meta=dataset.metainfo, truth=True)
-        write(args.out_dir / f'{args.split}_{index:0{len(str(len(dataset) - 1))}}.png', as_png(picture))
-    print(f'Wrote {number} pictures to {args.out_dir}')
-
+from repl_mm.cli.browse_dataset import main
 
 if __name__ == '__main__':
     main()

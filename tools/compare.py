@@ -1,46 +1,6 @@
 """Compare finished runs: scores and costs as a table (terminal, Markdown, JSON) and as a picture."""
 
-import os
-from argparse import ArgumentParser
-from pathlib import Path
-
-from mmengine.logging import MMLogger
-from rich.console import Console
-
-from repl_mm.analysis.compare import as_json, as_markdown, as_table, compare, conditions
-from repl_mm.analysis.plot import as_png
-from repl_mm.cli import friendly
-from repl_mm.files import write
-
-
-@friendly()
-def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work directory of a run; the E2E run first')
-    parser.add_argument('--out', type=Path, help='where the files go (default: the folder that all runs are in)')
-    args = parser.parse_args()
-    out = args.out or Path(os.path.commonpath([run.resolve().parent for run in args.runs]))
-    if out.exists() and not out.is_dir():
-        raise ValueError(f'--out {out} is a file: give a folder')
-    # Models are built to be counted; what they say while they are built was said in training.
-    MMLogger.get_current_instance().setLevel('ERROR')
-    comparison = compare(args.runs)
-    # All is made before anything is written.
-    files = {
-        'comparison.md': as_markdown(comparison).encode(),
-        'comparison.json': as_json(comparison).encode(),
-        'comparison.png': as_png(comparison),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write(out / name, content)
-    console = Console()
-    console.print(as_table(comparison))
-    console.print(conditions(comparison), highlight=False)
-    for warning in comparison.warnings:
-        console.print(warning, style='bold yellow', markup=False)
-    print(f'Wrote {", ".join(files)} to {out}')
-
+from repl_mm.cli.compare import main
 
 if __name__ == '__main__':
     main()

@@ -1,64 +1,6 @@
 """What a config's network costs: predicted from the method's equations, and counted on the network itself."""
 
-from argparse import ArgumentParser
-
-from repl_mm.cli import CfgOptions, friendly, load_scoped_config
-
-# isort: split
-from mmengine.logging import MMLogger
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
-from repl_mm.analysis.cost import Cost, build_empty, count_cost, optimizer_bytes, predict_cost, variants
-
-MIB = 2**20
-COLUMNS = ('parameters', 'trainable', 'forward (GFLOP)', 'backward (GFLOP)', 'activations (MiB)', 'optimizer (MiB)')
-
-
-def cells(cost: Cost, reference: Cost) -> list[str]:
-    """Quantities in readable units, each with its change from E2E."""
-    scales = ((1, ',.0f'), (1, ',.0f'), (1e9, ',.3f'), (1e9, ',.3f'), (MIB, ',.2f'))
-    texts = []
-    for value, base, (unit, form) in zip(cost.values(), reference.values(), scales, strict=True):
-        change = '' if value == base else f' ({100 * (value / base - 1):+.1f} %)'
-        texts.append(f'{value / unit:{form}}{change}')
-    return texts
-
-
-@friendly()
-def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a config with sites')
-    parser.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
-    )
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
-    args = parser.parse_args()
-    config = load_scoped_config(args, sections=('model',))
-    if min(args.size) < 1:
-        raise ValueError(f'--size is at least 1 x 1, got {args.size[0]} x {args.size[1]}')
-    MMLogger.get_instance('mmengine', log_level='WARNING')
-    shape, configs = (3, *args.size), variants(config)
-    counted = {form: count_cost(c, shape) for form, c in track(configs.items(), 'Counting: ')}
-    e2e = build_empty(configs['E2E'])
-    predicted = predict_cost(e2e, counted['E2E'], config, shape)
-    optimizer = config.get('optim_wrapper', {}).get('optimizer')
-    table = Table('', '', title=f'{args.config}, one image of {args.size[0]} x {args.size[1]}, float32')
-    for column in COLUMNS:
-        table.add_column(column, justify='right')
-    for form, c in configs.items():
-        state = f'{optimizer_bytes(build_empty(c), optimizer) / MIB:,.1f}' if optimizer else '–'
-        table.add_row(form, 'counted', *cells(counted[form], counted['E2E']), state)
-        agrees = predicted[form] == counted[form]
-        if form != 'E2E':
-            table.add_row(
-                '', 'predicted', *(['the same'] * 5 if agrees else cells(predicted[form], counted['E2E'])), ''
-            )
-        table.add_section()
-    Console().print(table)
-
+from repl_mm.cli.cost import main
 
 if __name__ == '__main__':
     main()

@@ -1,43 +1,6 @@
 """Write a checkpoint of a config's model as it starts, for runs that shall start from the same weights."""
 
-import io
-from argparse import ArgumentParser
-from pathlib import Path
-
-import repl_mm.compat  # noqa: F401
-
-# isort: split
-import torch
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
-from mmengine.runner import set_random_seed
-
-from repl_mm.cli import add_arguments, build_model, explain, friendly, load_config
-from repl_mm.files import write
-
-
-@friendly()
-def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a config file')
-    parser.add_argument('out', type=Path, help='the checkpoint to write; other configs start from it by load_from=OUT')
-    add_arguments(parser)
-    args = parser.parse_args()
-    if args.out.is_dir():
-        raise ValueError(f'{args.out} is a folder: give the name of a file, such as {args.out / "seed.pth"}')
-    config = load_config(args, sections=('model',))
-    # mmengine would list the initialisation of every parameter.
-    MMLogger.get_instance('mmengine', log_level='WARNING')
-    init_default_scope(config.default_scope)
-    set_random_seed(config.get('randomness', {}).get('seed') or 0)
-    model = build_model(config)
-    with explain(f'cannot initialise the model of {args.config}'):
-        model.init_weights()
-    buffer = io.BytesIO()
-    torch.save({'state_dict': model.state_dict()}, buffer)
-    write(args.out, buffer.getvalue())
-    print(f'Wrote {args.out}')
-
+from repl_mm.cli.seed_checkpoint import main
 
 if __name__ == '__main__':
     main()

@@ -1,28 +1,6 @@
 """Draw images, ground truth and what finished runs predict side by side, for detection and segmentation."""
 
-from argparse import ArgumentParser
-from pathlib import Path
-
-from repl_mm.analysis.predictions import as_grid
-from repl_mm.cli import friendly
-from repl_mm.files import write
-
-
-@friendly()
-def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work directory of a run of mmdet or mmseg')
-    parser.add_argument('--out', type=Path, required=True, help='the picture, .png')
-    parser.add_argument('--number', type=int, default=6, help='how many images of the test set (default: %(default)s)')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='least score of a box (default: %(default)s)')
-    args = parser.parse_args()
-    if args.out.suffix != '.png':
-        raise ValueError(f'--out is a picture: give a name that ends in .png, got {args.out}')
-    if args.number < 1:
-        raise ValueError(f'--number is at least 1, got {args.number}')
-    write(args.out, as_grid(args.runs, number=args.number, threshold=args.score_thr))
-    print(f'Wrote {args.out}')
-
+from repl_mm.cli.show_predictions import main
 
 if __name__ == '__main__':
     main()

@@ -28,11 +28,11 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from repl_mm.analysis.complexity import RealLinspace
-from repl_mm.deploy import RawOutputs
-from repl_mm.layers import keep_all
-from repl_mm.layers.lean import draw
-from repl_mm.replace import computing_layers
+from repl_mm.backbones.stochastic_depth import keep_all
+from repl_mm.deployment import RawOutputs
+from repl_mm.layers.memory import draw
 from repl_mm.sites import choose
+from repl_mm.surgery import computing_layers
 
 BYTES = 4  # of a float32
 # Counted together: more than one, as some heads normalise over a batch whose images have shrunk to a pixel, and so many

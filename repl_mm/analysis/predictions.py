@@ -21,7 +21,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 
 from repl_mm.analysis.runs import find_config, name_runs
-from repl_mm.pictures import class_patches, draw
+from repl_mm.visualization import class_patches, draw
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ class ComputingLayer(nn.Module):
 
     It owns its coefficients and its norm only. The neighbours are kept in a plain tuple, so that they are not
     registered as children: every parameter keeps one owner, one key and one gradient. Copying or
-    pickling the whole network keeps the links; :func:`repl_mm.replace.check_links` finds broken ones.
+    pickling the whole network keeps the links; :func:`repl_mm.surgery.check_links` finds broken ones.
 
     Args:
         prev: The retained block on the left.

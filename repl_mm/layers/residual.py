@@ -15,7 +15,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from repl_mm.layers.base import ComputingLayer, require_shape
-from repl_mm.layers.lean import autocast_dtype, recompute_between, sampled_conv2d
+from repl_mm.layers.memory import autocast_dtype, recompute_between, sampled_conv2d
 from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
 from repl_mm.synthesis import LARGE, mix_channels, mix_outputs
 

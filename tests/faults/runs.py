@@ -11,17 +11,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import repl_mm.backbones
-import repl_mm.cli
-import repl_mm.datasets
-import repl_mm.files
-import repl_mm.hooks
-import repl_mm.necks
+import repl_mm.backbones.neck
+import repl_mm.cli.common
+import repl_mm.datasets.checked
+import repl_mm.engine.files
+import repl_mm.engine.hooks
 
 # isort: split
 import mmseg.models  # noqa: F401
 import torch
 
-from repl_mm.loops import ExactResumeMixin
+from repl_mm.engine.loops import ExactResumeMixin
 
 ROOT = Path(__file__).parents[2]
 STEPS = 18
@@ -157,7 +157,7 @@ def die_while_saving(checkpoint: int, *, fraction: float) -> Callable[[], None]:
     """Die when so much of a checkpoint is written, the first or second or so one; at 1 when it is in its place."""
 
     def prepare() -> None:
-        write, left = repl_mm.files.write, [checkpoint]
+        write, left = repl_mm.engine.files.write, [checkpoint]
 
         def write_some(path: Path, content: bytes) -> None:
             left[0] -= path.suffix == '.pth'
@@ -170,6 +170,6 @@ def die_while_saving(checkpoint: int, *, fraction: float) -> Callable[[], None]:
                 write(path, content)
             die()
 
-        repl_mm.files.write = write_some
+        repl_mm.engine.files.write = write_some
 
     return prepare

@@ -12,12 +12,12 @@ import shutil
 
 import pytest
 import torch
-from equality import same
+from helpers import same
 from runs import STEPS, output, start, write_config
 
-from repl_mm import checkpoints
-from repl_mm.checkpoints import as_safetensors, find_newest, load_local
-from repl_mm.weights import read_checkpoint
+from repl_mm.engine import checkpoints
+from repl_mm.engine.checkpoints import as_safetensors, find_newest, load_local
+from repl_mm.engine.weights import read_checkpoint
 
 PLACES = 200
 TASK = 'classification'
@@ -112,7 +112,7 @@ def test_a_full_disk_ends_the_run_with_a_word(run, checkpoint, tmp_path, survive
     config, work_dir = run / f'{TASK}.py', tmp_path / 'work'
 
     def fill_up() -> None:
-        from repl_mm import files
+        from repl_mm.engine import files
 
         write, left = files.write, [checkpoint]
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from equality import same
+from helpers import same
 from runs import EVERY, ROOT, STEPS, TASKS, die_after, die_in, die_while_saving, output, start, write_config
 
 KILLS = 18  # for each task

@@ -49,8 +49,8 @@ class Fault(Hook):
         if kind == 'nan':
             data_batch['inputs'] = data_batch['inputs'] * float('nan')
         if kind == 'stuck in data':
-            import repl_mm.datasets
-            repl_mm.datasets.Digits.__getitem__ = lambda *_: time.sleep(1000)
+            import repl_mm.datasets.checked
+            repl_mm.datasets.checked.Digits.__getitem__ = lambda *_: time.sleep(1000)
         if kind == 'stuck in a step':
             time.sleep(1000)
 """

@@ -1,0 +1,114 @@
+"""What training steps cost, as tables and a picture."""
+
+import io
+from collections.abc import Sequence
+from textwrap import fill
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from repl_mm.benchmark.timing import as_markdown_table, format_ratio
+from repl_mm.benchmark.training import StepCost
+
+
+def as_markdown(rows: Sequence[StepCost], *, conditions: str) -> str:
+    """The figures as a table with the published ones beside them."""
+    head = ['model', 'variant', 'backend', 'batch', 'size', 'time / E2E', 'published', 'memory / E2E', 'published']
+    head += ['step (ms)', 'forward', 'backward', 'optimizer', 'memory (MiB)', 'weights', 'gradients', 'optimizer state']
+    head += ['activations', 'turns']
+    lines = [head, ['---'] * 3 + ['---:'] + ['---'] + ['---:'] * (len(head) - 5)]
+    for row in rows:
+        replaced = row.variant.startswith('RepL')
+        ratios = [format_ratio(row.time, row.time_quartiles) or row.note]
+        ratios += [format_ratio(row.published_time if replaced else None), format_ratio(row.memory)]
+        ratios += [format_ratio(row.published_memory if replaced else None)]
+        milliseconds = (row.step_ms, row.forward_ms, row.backward_ms, row.optimizer_ms)
+        sizes = (row.memory_mib, row.weights_mib, row.gradients_mib, row.optimizer_mib, row.activations_mib)
+        figures = ['' if value is None else f'{value:.1f}' for value in (*milliseconds, *sizes)]
+        lines.append([row.model, row.variant, row.backend, str(row.batch), row.size, *ratios, *figures, str(row.turns)])
+    return f'{as_markdown_table(lines)}\n{_published_savings(rows)}{conditions}\n'
+
+
+def _published_savings(rows: Sequence[StepCost]) -> str:
+    """For each published model, which variant saves as much, or which comes nearest and what bounds it."""
+    lines = [['model', 'backend', 'batch', 'published time, memory', 'variant', 'its time, memory', 'most by dropping']]
+    lines.append(['---'] * 3 + ['---:', '---', '---:', '---:'])
+    for (model, backend, batch, _), panel in by_model(rows).items():
+        ours = [row for row in panel if row.variant.startswith('RepL') and row.time is not None]
+        if panel[0].published_time is None or not ours:
+            continue
+        reached = [row for row in ours if _shortfall(row) <= 1]
+        # In the order of the variants, so with the fewest replaced blocks; or else the nearest.
+        best = reached[0] if reached else min(ours, key=_shortfall)
+        dropped = [row for row in panel if row.variant.startswith('drop') and row.time is not None]
+        bound = [f'{min(r.time for r in dropped):.3f}, {min(r.memory for r in dropped):.3f}'] if dropped else ['']
+        published = f'{best.published_time:.3f}, {best.published_memory:.3f}'
+        word = f'{best.variant} reaches both' if reached else f'none reaches both; nearest {best.variant}'
+        lines.append([model, backend, str(batch), published, word, f'{best.time:.3f}, {best.memory:.3f}', *bound])
+    if len(lines) == 2:
+        return ''
+    return f'Published savings, over E2E:\n\n{as_markdown_table(lines)}\n'
+
+
+def _shortfall(row: StepCost) -> float:
+    """How far a row is from both published ratios, by the worse one; at most 1 where it reaches both."""
+    return max(row.time / row.published_time, row.memory / row.published_memory)
+
+
+def by_model(rows: Sequence[StepCost]) -> dict[tuple[str, str, int, str], list[StepCost]]:
+    """The rows that were measured together, by model, backend, batch and size."""
+    panels: dict[tuple[str, str, int, str], list[StepCost]] = {}
+    for row in rows:
+        panels.setdefault((row.model, row.backend, row.batch, row.size), []).append(row)
+    return panels
+
+
+def as_table(rows: Sequence[StepCost]) -> Table:
+    """The short form for a terminal."""
+    table = Table('model', 'variant', 'backend', 'batch', 'time / E2E', 'memory / E2E', 'step (ms)', 'memory (MiB)')
+    for row in rows:
+        figures = (row.step_ms, row.memory_mib)
+        table.add_row(
+            row.model, row.variant, row.backend, str(row.batch), format_ratio(row.time) or row.note,
+            format_ratio(row.memory), *('' if value is None else f'{value:.1f}' for value in figures),
+        )  # fmt: skip
+    return table
+
+
+def as_png(rows: Sequence[StepCost], *, conditions: str) -> bytes:
+    """Time and memory over those of E2E, a panel for each model, backend and batch size."""
+    panels = by_model(rows)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.5 * columns, 1.2 + 4.2 * lines), layout='constrained')
+    for axes, (what, shown) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=False):
+        _plot_panel(axes, shown)
+        axes.set_title(f'{what[0]}, {what[1]}, batch {what[2]}, {what[3]}', fontsize=9)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
+    figure.supxlabel('step time over E2E', fontsize=10)
+    figure.supylabel('peak memory over E2E', fontsize=10)
+    figure.suptitle(fill(conditions, 75 * columns), fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=110)
+    return buffer.getvalue()
+
+
+def _plot_panel(axes: Axes, rows: Sequence[StepCost]) -> None:
+    colours = {'E2E': '#222222', 'drop': '#888888', 'RepL': '#c2571a', 'SD': '#33608f', 'AC': '#33608f'}
+    measured = [row for row in rows if row.time is not None]
+    axes.axhline(1, color='#bbb', linewidth=0.8)
+    axes.axvline(1, color='#bbb', linewidth=0.8)
+    for row in measured:
+        kind = row.variant.partition(',')[0].partition(' ')[0]
+        axes.plot(row.time_quartiles, (row.memory, row.memory), color=colours[kind], linewidth=1, alpha=0.6)
+        axes.plot(row.time, row.memory, 'o' if kind == 'RepL' else 's', color=colours[kind], markersize=5)
+        axes.annotate(row.variant, (row.time, row.memory), xytext=(4, 3), textcoords='offset points', fontsize=6.5)
+    first = rows[0]
+    if first.published_time is not None:
+        axes.plot(first.published_time, first.published_memory, 'D', color='#2b8a3e', markersize=6)
+        axes.annotate('published, A100', (first.published_time, first.published_memory), xytext=(4, -9),
+                      textcoords='offset points', fontsize=6.5, color='#2b8a3e')  # fmt: skip
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.margins(0.16)

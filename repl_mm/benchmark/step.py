@@ -1,0 +1,121 @@
+"""One training step of any host library's model, with its losses, optimizer and mixed precision, on random data."""
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import Any
+
+# The seams come before the host libraries.
+import repl_mm.compat
+
+# isort: split
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import turn_on_activation_checkpointing
+from mmengine.structures import InstanceData, PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
+from torch import nn
+
+import repl_mm.engine.cpu  # noqa: F401
+from repl_mm.benchmark.timing import check_backends
+from repl_mm.layers import ComputingLayer
+
+
+def check_training_backends(backends: Sequence[str]) -> None:
+    """Raise ValueError unless all can be trained with: weights in half precision cannot."""
+    check_backends(backends)
+    if any('bf16' in backend.split('+') for backend in backends):
+        raise ValueError("backend bf16 has weights in half precision and is not for training: take 'amp'")
+
+
+class TrainingStep:
+    """A call that trains a model for one step, on random images and labels.
+
+    Args:
+        config: Config of a classifier, detector or segmenter.
+        batch: Images in a batch.
+        size: Height and width of the images.
+        backend: Names out of :data:`repl_mm.benchmark.timing.BACKENDS` but ``bf16``, joined by ``+``.
+        device: Where to train.
+
+    Attributes:
+        phases: Seconds of forward pass, backward pass and optimizer of each step so far.
+    """
+
+    def __init__(
+        self, config: Config, *, batch: int, size: tuple[int, int], backend: str, device: torch.device
+    ) -> None:
+        names = backend.split('+')
+        scope = config.get('default_scope')
+        with DefaultScope.overwrite_default_scope(scope):
+            self.model = MODELS.build(config.model).to(device).train()
+            wrapper = copy.deepcopy(config.optim_wrapper)
+            wrapper.type = 'AmpOptimWrapper' if 'amp' in names else 'OptimWrapper'
+            # Random labels teach nothing; weights that stay where they are keep every step alike.
+            wrapper.optimizer.lr = 1e-9
+            self.wrapper = build_optim_wrapper(self.model, wrapper)
+        if config.get('activation_checkpointing'):
+            checkpoint_activations(self.model.backbone)
+        self.images = torch.randn(batch, 3, *size, device=device)
+        self.samples = _label(self.model, scope, batch, size, device)
+        if 'channels-last' in names:
+            self.model.to(memory_format=torch.channels_last)
+            self.images = self.images.to(memory_format=torch.channels_last)
+        if 'compile' in names:
+            self.model.backbone.compile()
+        self.device = device
+        self.phases: list[tuple[float, float, float]] = []
+
+    def __call__(self) -> None:
+        begin = self._now()
+        with self.wrapper.optim_context(self.model):
+            losses = self.model(self.images, self.samples, mode='loss')
+        loss = self.wrapper.scale_loss(self.model.parse_losses(losses)[0])
+        after_forward = self._now()
+        self.wrapper.backward(loss)
+        after_backward = self._now()
+        self.wrapper.step()
+        self.wrapper.zero_grad()
+        self.phases.append((after_forward - begin, after_backward - after_forward, self._now() - after_backward))
+
+    def _now(self) -> float:
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Checkpoint every retained block: by the host's own option where it has one, else by mmengine."""
+    for name, blocks in backbone.stages().items():
+        for index, block in enumerate(blocks):
+            if hasattr(block, 'with_cp'):
+                block.with_cp = True
+            elif not isinstance(block, ComputingLayer | nn.Identity):
+                turn_on_activation_checkpointing(backbone, f'{name}.{index}')
+
+
+def _label(model: nn.Module, scope: str, batch: int, size: tuple[int, int], device: torch.device) -> list[Any]:
+    """Random labels: a class, seven boxes as an image of COCO has on average, or a class for each pixel."""
+    if scope == 'mmpretrain':
+        return [
+            DataSample().set_gt_label(torch.randint(model.head.num_classes, (1,), device=device)) for _ in range(batch)
+        ]
+    samples = []
+    for _ in range(batch):
+        if scope == 'mmdet':
+            corners = torch.rand(7, 2, 2, device=device).sort(dim=1).values * torch.tensor(size[::-1], device=device)
+            sample = DetDataSample(
+                metainfo=dict(img_shape=size, batch_input_shape=size, pad_shape=size, ori_shape=size)
+            )
+            labels = torch.randint(model.bbox_head.num_classes, (7,), device=device)
+            sample.gt_instances = InstanceData(bboxes=corners.flatten(1), labels=labels)
+        else:
+            sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size))
+            classes = torch.randint(model.decode_head.num_classes, (1, *size), device=device)
+            sample.gt_sem_seg = PixelData(data=classes)
+        samples.append(sample)
+    return samples

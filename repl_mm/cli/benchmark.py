@@ -1,0 +1,156 @@
+"""Measure on this machine what replacement is worth: tables (CSV, Markdown) and a picture.
+
+python tools/benchmark.py latency configs/classification/resnet101-repl_4xb128-90e_in1k.py --batch-size 1 32 --out look
+python tools/benchmark.py train configs/classification/resnet34-repl_4xb128-90e_in1k.py --batch-size 2 16 --out look
+python tools/benchmark.py train --quick --out look
+"""
+
+import itertools
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from repl_mm.cli.common import CfgOptions, friendly, load_scoped_config
+from repl_mm.engine.errors import explain
+from repl_mm.engine.files import write
+
+# isort: split
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.progress import track
+
+from repl_mm.benchmark import latency
+from repl_mm.benchmark import report as step_report
+from repl_mm.benchmark.step import check_training_backends
+from repl_mm.benchmark.timing import BACKENDS, as_csv, check_backends, describe
+from repl_mm.benchmark.training import measure_steps
+from repl_mm.benchmark.variants import VARIANTS, build_variants, name_of
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+DEPTH_110 = {'model.backbone.depth': 110}
+# The published rows: config, overrides, size of the images, batch for --quick and for --full.
+SUITE = [
+    ('demo/resnet32-repl_digits.py', {}, (32, 32), 128, 1024),
+    ('demo/resnet32-repl_digits.py', DEPTH_110, (32, 32), 64, 1024),
+    ('demo/vit-tiny-repl_digits.py', {}, (32, 32), 128, 512),
+    ('classification/resnet34-repl_4xb128-90e_in1k.py', {}, (224, 224), 2, 128),
+    ('classification/resnet101-repl_4xb128-90e_in1k.py', {}, (224, 224), 2, 128),
+    ('classification/resnet152-repl_4xb128-90e_in1k.py', {}, (224, 224), 2, 128),
+    ('classification/vit-tiny-p16-repl_4xb256-90e_in1k.py', {}, (224, 224), 4, 256),
+    ('classification/vit-small-p16-repl_4xb256-90e_in1k.py', {}, (224, 224), 2, 256),
+    ('classification/vit-base-p16-repl_4xb256-90e_in1k.py', {}, (224, 224), 2, 256),
+    ('detection/retinanet_r50-repl_fpn_4xb2-100e_coco.py', {}, (256, 256), 1, 2),
+    ('detection/retinanet_r101-repl_fpn_4xb2-100e_coco.py', {}, (256, 256), 1, 2),
+    ('segmentation/deeplabv3_r50-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
+    ('segmentation/deeplabv3plus_r50-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
+    ('segmentation/deeplabv3_r101-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
+    ('segmentation/deeplabv3plus_r101-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
+]
+FULL_SIZES = {'detection': (800, 1344), 'segmentation': (768, 768)}
+Case = tuple[Config, str, int, tuple[int, int]]  # config, backend, batch, size
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    kinds = parser.add_subparsers(dest='kind', required=True)
+    forward = kinds.add_parser('latency', help='one forward pass: E2E, dynamic, deployed, deployed and folded')
+    forward.add_argument(
+        '--policy', nargs='+', choices=['interval', 'budget'], help='how sites are chosen (default: as the configs say)'
+    )
+    step = kinds.add_parser('train', help='one training step: E2E, dropped blocks, RepL, and other ways to save')
+    step.add_argument(
+        '--variant',
+        nargs='+',
+        default=list(VARIANTS),
+        help='rows beside E2E, their reference (default: all)',
+    )
+    suite = step.add_mutually_exclusive_group()
+    suite.add_argument('--quick', action='store_true', help='the published rows at sizes for two CPU cores')
+    suite.add_argument('--full', action='store_true', help='the published rows at their published sizes, for a GPU')
+    for kind, many in ((forward, '+'), (step, '*')):
+        kind.add_argument('configs', nargs=many, metavar='CONFIG', help='configs with sites')
+        kind.add_argument('--batch-size', nargs='+', type=int, default=[1, 16], help='(default: 1 16)')
+        kind.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
+        kind.add_argument(
+            '--backend', nargs='+', default=['fp32'], help=f'out of {", ".join(BACKENDS)}; joined by + (default: fp32)'
+        )
+        kind.add_argument('--seconds', type=float, default=20, help='time for each model (default: %(default)s)')
+        kind.add_argument('--device', default=get_device(), help='(default: %(default)s)')
+        kind.add_argument('--out', type=Path, required=True, help='folder for the tables and the picture')
+        kind.add_argument(
+            '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the configs'
+        )
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    return parser.parse_args()
+
+
+def load(args: Namespace, path: str | Path, sections: tuple[str, ...]) -> Config:
+    return load_scoped_config(Namespace(**vars(args) | dict(config=str(path))), sections=sections)
+
+
+def latency_cases(args: Namespace) -> list[Case]:
+    configs = []
+    for path, policy in itertools.product(args.configs, args.policy or [None]):
+        config = load(args, path, ('model',))
+        if policy is not None:
+            with explain(f'cannot set the policy of {path}'):
+                config.model.backbone.repl.policy = policy
+        configs.append(config)
+    return list(itertools.product(configs, args.backend, args.batch_size, [tuple(args.size)]))
+
+
+def training_cases(args: Namespace) -> list[Case]:
+    if bool(args.configs) == (args.quick or args.full):
+        raise ValueError('give either configs, or one of --quick and --full, which bring their own')
+    sections = ('model', 'optim_wrapper')
+    if args.configs:
+        configs = [load(args, path, sections) for path in args.configs]
+        return list(itertools.product(configs, args.backend, args.batch_size, [tuple(args.size)]))
+    cases = []
+    for path, overrides, size, quick, full in SUITE:
+        config = load(args, CONFIGS / path, sections)
+        config.merge_from_dict(overrides)
+        batch, size = (full, FULL_SIZES.get(path.split('/')[0], size)) if args.full else (quick, size)
+        cases += [(config, backend, batch, size) for backend in args.backend]
+    return cases
+
+
+def measure_case(args: Namespace, case: Case, device: torch.device) -> list[object]:
+    config, backend, batch, size = case
+    options = dict(backend=backend, batch=batch, size=size, device=device, seconds=args.seconds)
+    if args.kind == 'latency':
+        return latency.measure(config, **options)
+    variants = build_variants(config, list(dict.fromkeys(['E2E', *args.variant])))
+    return measure_steps(variants, model=name_of(config), **options)
+
+
+@friendly()
+def main() -> None:
+    args = parse_args()
+    if min(*args.batch_size, *args.size) < 1:
+        raise ValueError('--batch-size and --size are at least 1')
+    if not 0 <= args.seconds <= 3600:
+        raise ValueError(f'--seconds is from 0 to 3600, got {args.seconds}')
+    (check_backends if args.kind == 'latency' else check_training_backends)(args.backend)
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f'--out is a folder, and {args.out} is a file')
+    MMLogger.get_instance('mmengine', log_level='WARNING')
+    with explain(f'cannot use --device {args.device}'):
+        device = torch.zeros(1, device=args.device).device
+    tables: ModuleType = latency if args.kind == 'latency' else step_report
+    cases: Callable[[Namespace], list[Case]] = latency_cases if args.kind == 'latency' else training_cases
+    rows = []
+    for case in track(cases(args), 'Measuring: '):
+        with explain(f'cannot measure {case[0].filename}'):
+            rows += measure_case(args, case, device)
+        write(args.out / f'{args.kind}.csv', as_csv(rows).encode())
+    conditions = describe(device)
+    write(args.out / f'{args.kind}.md', tables.as_markdown(rows, conditions=conditions).encode())
+    write(args.out / f'{args.kind}.png', tables.as_png(rows, conditions=conditions))
+    Console().print(tables.as_table(rows))
+    print(conditions)
+    print(f'Wrote {args.kind}.csv, {args.kind}.md and {args.kind}.png to {args.out}')

@@ -1,0 +1,110 @@
+"""Find the fewest blocks to replace for a saving of time or memory, measured on this machine.
+
+python tools/plan.py my_config.py --save-time 15% --batch-size 16 --size 224 224
+"""
+
+from argparse import ArgumentParser, ArgumentTypeError
+
+from repl_mm.cli.common import CfgOptions, friendly, load_scoped_config
+from repl_mm.engine.errors import explain
+
+# isort: split
+import torch
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.table import Table
+
+from repl_mm.benchmark.plan import Plan, Saving, describe, make_plan
+from repl_mm.benchmark.step import check_training_backends
+from repl_mm.benchmark.timing import BACKENDS
+from repl_mm.benchmark.timing import describe as describe_machine
+
+
+def percentage(text: str) -> float:
+    number = text.removesuffix('%')
+    try:
+        value = float(number) / 100
+    except ValueError:
+        value = 0
+    if number == text or not 0 < value < 1:
+        raise ArgumentTypeError(f'a percentage between 0% and 100% such as 15%, got {text!r}')
+    return value
+
+
+def percent(value: float | None) -> str:
+    return '' if value is None else f'{100 * value:.1f} %'
+
+
+def as_table(plan: Plan) -> Table:
+    table = Table('sites', 'form', 'predicted time', 'measured', 'predicted memory', 'measured', title='saved of E2E')
+    for trial in plan.trials:
+        form = ', '.join(f'{k}={v}' for k, v in trial.repl.items() if k not in ('policy', 'sites')) or 'plain'
+        figures = (trial.predicted.time, trial.measured.time, trial.predicted.memory, trial.measured.memory)
+        table.add_row(' '.join(f'{s}.{i}' for s, i in trial.repl['sites']), form, *map(percent, figures))
+    return table
+
+
+def shortfall(plan: Plan, target: Saving) -> str:
+    """What was not reached, and why."""
+    missed = [
+        f'{name}: {percent(asked)} asked, {percent(got)} reached, and {percent(most)} is what leaving out '
+        f'{plan.positions[1]} blocks altogether saves'
+        for name, asked, got, most in (
+            ('time', target.time, plan.chosen.measured.time, plan.bound.time),
+            ('memory', target.memory, plan.chosen.measured.memory, plan.bound.memory),
+        )
+        if asked is not None and got < asked
+    ]
+    word = (
+        f'Not reached. {"; ".join(missed)}.\n{plan.positions[0]} blocks can be replaced, {plan.positions[1]} at once.'
+    )
+    if plan.frozen:
+        word += f' {len(plan.frozen)} more lie in frozen stages, where replacing saves next to nothing.'
+    if plan.chosen.measured.share_of(target) <= 0:
+        return f'{word}\nIts sites save nothing here: train it as it is.'
+    return f'{word}\nThe nearest that was found:'
+
+
+@friendly()
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='config of a ResNet or a ViT, of a host library or of this one')
+    parser.add_argument('--save-time', type=percentage, metavar='PERCENT', help='of the time of a step, such as 15%%')
+    parser.add_argument('--save-memory', type=percentage, metavar='PERCENT', help='of the peak memory of a step')
+    parser.add_argument('--batch-size', type=int, default=2, help='images in a batch (default: %(default)s)')
+    parser.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
+    parser.add_argument('--backend', default='fp32', help=f'out of {", ".join(BACKENDS)}; joined by + (default: fp32)')
+    parser.add_argument('--seconds', type=float, default=20, help='time of a measurement (default: %(default)s)')
+    parser.add_argument('--device', default=get_device(), help='(default: %(default)s)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
+    )
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    args = parser.parse_args()
+    target = Saving(args.save_time, args.save_memory)
+    if target == Saving(None, None):
+        raise ValueError('say what to save: --save-time 15%, --save-memory 15%, or both')
+    if min(args.batch_size, *args.size) < 1:
+        raise ValueError('--batch-size and --size are at least 1')
+    if not 0 <= args.seconds <= 3600:
+        raise ValueError(f'--seconds is from 0 to 3600, got {args.seconds}')
+    check_training_backends([args.backend])
+    config = load_scoped_config(args, sections=('model', 'optim_wrapper'))
+    MMLogger.get_instance('mmengine', log_level='WARNING')
+    with explain(f'cannot use --device {args.device}'):
+        device = torch.zeros(1, device=args.device).device
+    console = Console(log_path=False)
+    with explain(f'cannot plan for {args.config}'), console.status('') as status:
+        plan = make_plan(
+            config, target, batch=args.batch_size, size=tuple(args.size), backend=args.backend, device=device,
+            seconds=args.seconds, report=lambda text: (console.log(text), status.update(text)),
+        )  # fmt: skip
+    console.print(as_table(plan))
+    print(f'Batch {args.batch_size}, {args.size[0]} x {args.size[1]}, {args.backend}; {describe_machine(device)}')
+    if not plan.reached:
+        print(shortfall(plan, target))
+    if plan.chosen.measured.share_of(target) > 0:
+        # What is inherited would be merged with it.
+        fresh = dict(_delete_=True) if config.model.backbone.get('repl') else {}
+        print(f"model = dict(backbone=dict(type='{plan.backbone}', {describe(fresh | plan.chosen.repl)}))")

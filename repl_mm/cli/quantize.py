@@ -1,0 +1,136 @@
+"""Score finished runs in FP32 and in INT8 (torchao, onnxruntime): Table XVII for your own models."""
+
+import json
+import logging
+from argparse import ArgumentParser, Namespace
+from functools import partial
+from pathlib import Path
+
+from repl_mm.cli.common import add_trust, build_runner, friendly, load_config
+from repl_mm.engine.errors import explain
+from repl_mm.engine.files import write
+from repl_mm.engine.weights import read_checkpoint, require_fit
+
+# isort: split
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner, find_latest_checkpoint
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from repl_mm.analysis.compare import METRICS
+from repl_mm.analysis.runs import find_config, name_runs
+from repl_mm.backbones import ReplMixin
+from repl_mm.benchmark.timing import describe, time_in_turns
+from repl_mm.deployment import RawOutputs, deploy
+from repl_mm.export.quantization import quantize, quantize_onnx
+from repl_mm.surgery import fold_norms
+
+FORMS = ('FP32', 'INT8, torchao', 'INT8, onnxruntime')
+BATCH = 16
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work directory of a finished run')
+    parser.add_argument('--out', type=Path, required=True, help='folder for quantization.md and quantization.json')
+    parser.add_argument(
+        '--calibration', type=int, default=256, help='training images that fix the ranges (default: %(default)s)'
+    )
+    add_trust(parser)
+    return parser.parse_args()
+
+
+def load_run(folder: Path, *, work_dir: Path) -> Runner:
+    """A runner with the run's last checkpoint, deployed."""
+    path = find_latest_checkpoint(str(folder))
+    if path is None:
+        raise ValueError(f'{folder} holds no checkpoint: give the work directory of a finished run')
+    args = Namespace(
+        config=str(find_config(folder)), cfg_options=None, launcher='none', local_rank=0, work_dir=str(work_dir)
+    )
+    config = load_config(args, sections=('model', 'train_dataloader', 'test_dataloader', 'test_evaluator'))
+    config.update(load_from=None, resume=False, log_level='WARNING')
+    runner = build_runner(config, loops=['test'])
+    require_fit(runner.model, read_checkpoint(path), source=path)
+    if isinstance(runner.model.backbone, ReplMixin):
+        runner.model = deploy(runner.model, fuse_all=True)
+    else:  # the host's own, of an E2E run
+        fold_norms(runner.model.eval().backbone)
+    return runner
+
+
+def calibration_images(runner: Runner, *, number: int) -> list[Tensor]:
+    """Batches of training images, as the test pipeline's normalisation gives them, cut to one size."""
+    with explain('cannot load the train data, which fixes the ranges of INT8'):
+        dataset = Runner.build_dataloader(runner.cfg.train_dataloader, seed=0).dataset
+    preprocessor = runner.model.data_preprocessor
+    images = [preprocessor(pseudo_collate([dataset[i]]), False)['inputs'] for i in range(min(number, len(dataset)))]
+    height, width = (min(image.shape[axis] for image in images) for axis in (2, 3))
+    return list(torch.cat([image[:, :, :height, :width] for image in images]).split(BATCH))
+
+
+def score_forms(folder: Path, *, number: int, work_dir: Path) -> dict[str, dict[str, float]]:
+    """Metrics and images per second of each form."""
+    runner = load_run(folder, work_dir=work_dir)
+    batches = [batch for batch in calibration_images(runner, number=number) if len(batch) > 1]
+    if not batches:
+        raise ValueError(
+            f'the train data of {folder} has too few images to fix the ranges of INT8: at least 2 are needed'
+        )
+    static = runner.model
+    models = dict(zip(FORMS, (static, quantize(static, batches), quantize_onnx(static, batches)), strict=True))
+    results = {}
+    for form, model in models.items():
+        runner.model = model
+        # COCO's -1 says that there is no object of a size.
+        results[form] = {key: float(value) for key, value in runner.test().items() if key in METRICS and value != -1}
+    with torch.no_grad():
+        calls = {form: partial(RawOutputs(model), batches[0]) for form, model in models.items()}
+        times = time_in_turns(calls, seconds=10)
+    for form, seconds in times.items():
+        results[form]['images/s'] = len(batches[0]) / sorted(seconds)[len(seconds) // 2]
+    return results
+
+
+def as_rows(results: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
+    """One row per run and quantity; INT8 with its change."""
+    rows = []
+    for run, forms in results.items():
+        for key in forms['FP32']:
+            reference = forms['FP32'][key]
+            places = 3 if key.startswith('coco') else 2 if key in METRICS else 1
+            cells = [f'{reference:.{places}f}']
+            for form in FORMS[1:]:
+                value = forms[form][key]
+                change = f'{value - reference:+.{places}f}' if key in METRICS else f'{value / reference:.2f} x'
+                cells.append(f'{value:.{places}f} ({change})')
+            rows.append([run, METRICS.get(key, key), *cells])
+    return rows
+
+
+@friendly()
+def main() -> None:
+    args = parse_args()
+    if args.calibration < 2:
+        raise ValueError(f'--calibration is at least 2, got {args.calibration}')
+    args.out.mkdir(parents=True, exist_ok=True)
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime asks for a step that changes nothing here
+    names = name_runs(args.runs)
+    results = {
+        name: score_forms(run, number=args.calibration, work_dir=args.out / 'logs' / name)
+        for name, run in track(list(zip(names, args.runs, strict=True)), 'Scoring: ')
+    }
+    head, rows = ['run', '', *FORMS], as_rows(results)
+    conditions = describe(torch.device('cpu'))
+    lines = [head, ['---', '---', *['---:'] * len(FORMS)], *rows]
+    markdown = '\n'.join(f'| {" | ".join(line)} |' for line in lines) + f'\n\n{conditions}\n'
+    write(args.out / 'quantization.md', markdown.encode())
+    write(args.out / 'quantization.json', (json.dumps(results, indent=2) + '\n').encode())
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    print(f'Wrote quantization.md and quantization.json to {args.out}')

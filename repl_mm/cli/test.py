@@ -1,0 +1,114 @@
+"""Test a checkpoint of mmpretrain, mmdet or mmseg."""
+
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from repl_mm.cli.common import add_arguments, add_trust, build_runner, friendly, load_config
+from repl_mm.engine.weights import read_checkpoint, require_fit
+
+# isort: split
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.evaluator import DumpResults
+from mmengine.fileio import dump
+
+
+class DumpPredictions(DumpResults):
+    """Predictions without mmseg's logits, which take over 100 MB for one CityScapes image."""
+
+    def process(self, data_batch: object, data_samples: list[dict]) -> None:
+        super().process(data_batch, [{k: v for k, v in s.items() if k != 'seg_logits'} for s in data_samples])
+
+    def compute_metrics(self, results: list[dict]) -> dict:
+        part = f'{self.out_file_path}.part'
+        dump(results, part, file_format='pkl')
+        os.replace(part, self.out_file_path)
+        return {}
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint that training has written')
+    parser.add_argument(
+        '--out', help="predictions: a .pkl file, COCO's .bbox.json file (mmdet), or a folder of label images (mmseg)"
+    )
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation, as the config's tta_model says")
+    add_arguments(parser)
+    add_trust(parser)
+    return parser.parse_args()
+
+
+def use_out(config: Config, out: str) -> None:
+    """Let the host's own metric write the form that its benchmark takes."""
+    forms = {
+        'mmdet': ('.bbox.json', 'CocoMetric', 'outfile_prefix', "ends in .pkl, or in .bbox.json for COCO's form"),
+        'mmseg': ('', 'IoUMetric', 'output_dir', 'ends in .pkl, or is a folder for label images'),
+    }
+    suffix, kind, key, allowed = forms.get(config.default_scope, (None, None, None, 'ends in .pkl'))
+    if suffix is None or ''.join(Path(out).suffixes[-2:]) != suffix:
+        raise ValueError(f'--out {allowed}, got {out!r}')
+    evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+    metrics = [metric for metric in evaluators if metric.type.endswith(kind)]
+    if not metrics:
+        raise ValueError(f'--out {out} is written by {kind}: set one as test_evaluator in the config')
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    metrics[0][key] = out.removesuffix(suffix)
+
+
+def use_amp(config: Config) -> None:
+    if get_device() == 'cpu' and config.default_scope == 'mmdet':
+        raise ValueError("--amp is bfloat16 on a CPU, which mmdet's metrics cannot read: leave it out")
+    config.test_cfg.fp16 = True
+
+
+def use_tta(config: Config) -> None:
+    if 'tta_model' not in config or 'tta_pipeline' not in config:
+        raise ValueError('--tta needs tta_model and tta_pipeline: set them in the config')
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+    config.test_dataloader.dataset.pipeline = config.tta_pipeline
+
+
+def use_pictures(config: Config, folder: str) -> None:
+    """The libraries draw alike, under other names."""
+    folder = os.path.abspath(folder)
+    backends = [dict(type='LocalVisBackend')]
+    hook, visualizer = {
+        'mmpretrain': (
+            dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder),
+            dict(type='UniversalVisualizer', vis_backends=backends),
+        ),
+        'mmdet': (
+            dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
+            dict(type='DetLocalVisualizer', vis_backends=backends),
+        ),
+        'mmseg': (
+            dict(type='SegVisualizationHook', draw=True),
+            dict(type='SegLocalVisualizer', vis_backends=backends, save_dir=folder),
+        ),
+    }[config.default_scope]
+    config.merge_from_dict(dict(default_hooks=dict(visualization=hook), visualizer=visualizer))
+
+
+@friendly()
+def main() -> None:
+    args = parse_args()
+    config = load_config(args, sections=('default_scope', 'model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
+    as_pickle = bool(args.out) and args.out.endswith(('.pkl', '.pickle'))
+    if args.out and not as_pickle:
+        use_out(config, args.out)
+    config.update(load_from=args.checkpoint, resume=False)
+    if args.amp:
+        use_amp(config)
+    if args.tta:
+        use_tta(config)
+    if args.show_dir:
+        use_pictures(config, args.show_dir)
+    checkpoint = read_checkpoint(args.checkpoint)
+    runner = build_runner(config, loops=['test'])
+    require_fit(runner.model, checkpoint, source=args.checkpoint)
+    if as_pickle:
+        runner.test_evaluator.metrics.append(DumpPredictions(args.out))
+    runner.test()

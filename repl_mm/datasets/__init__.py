@@ -1,0 +1,1 @@
+"""Data sets, and the checks of what is in them."""

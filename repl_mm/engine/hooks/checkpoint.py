@@ -1,0 +1,201 @@
+"""Checkpoints from which a run goes on as if nothing had happened."""
+
+import os
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar
+
+import mmengine.hooks
+import torch
+from mmengine.dist import all_reduce, barrier, gather_object, get_rank, get_world_size, is_main_process
+from mmengine.hooks import EarlyStoppingHook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from repl_mm.engine.files import remove_parts, write
+from repl_mm.engine.loops import ExactResumeMixin
+from repl_mm.registry import HOOKS
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _shield(init: Any, worker: int) -> None:
+    """Start a data-loader worker that outlives a signal to the whole job, and still obeys its own process."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # A handler does not learn who sent a signal, one that waits for it does.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, name='signals', daemon=True).start()
+    if init is not None:
+        init(worker)
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+@HOOKS.register_module()
+class CheckpointHook(mmengine.hooks.CheckpointHook):
+    """mmengine's ``CheckpointHook`` for runs that are killed, preempted and resumed.
+
+    - A checkpoint also says where in the epoch it was written, and holds gradients that are not yet applied (gradient
+      accumulation). With the loops of ``repl_mm.engine.loops`` a run resumed from it ends with the same weights, bit
+      for bit.
+    - With ``max_keep_ckpts`` the oldest file goes when the new one is there, not before.
+    - SIGTERM and SIGUSR1 (SLURM: preemption, ``--signal=USR1@120``) let all ranks save a checkpoint after the step
+      that runs, or after the validation that runs, and exit with 128 + the number of the signal. With another loop
+      the signals do what they do by default.
+
+    Args:
+        **kwargs: Those of mmengine's hook.
+
+    Raises:
+        ValueError: An interval or a number of files that is no whole number.
+    """
+
+    SIGNALS: ClassVar = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, **kwargs: Any) -> None:
+        for name in ('interval', 'max_keep_ckpts'):
+            if not isinstance(kwargs.get(name, 0), int):
+                raise ValueError(f'CheckpointHook takes a whole number as {name}, got {kwargs[name]!r}')
+        super().__init__(**kwargs)
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+        self._gradients: list[dict[str, Tensor]] = []
+        self._counts: dict[str, int] = {}  # between two steps; the runners believe to be saving within one
+
+    def before_train(self, runner: Runner) -> None:
+        """Prepare the folder, and listen to signals from here on."""
+        super().before_train(runner)
+        if is_main_process():
+            remove_parts(Path(self.out_dir))
+        if not isinstance(runner.train_loop, ExactResumeMixin):
+            return
+        self._handlers = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+        loops = (runner.train_loop, runner.val_loop)
+        for loader in (loop.dataloader for loop in loops if loop is not None):
+            loader.worker_init_fn = partial(_shield, loader.worker_init_fn)
+
+    def between_steps(self, runner: Runner) -> None:
+        """Leave if the run is asked to end."""
+        if asked := self._asked():
+            self._leave(runner, asked)
+
+    def after_train(self, runner: Runner) -> None:
+        """Publish the checkpoint if asked to; signals do again what they did before."""
+        super().after_train(runner)
+        self._restore_handlers()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Say where in the run the checkpoint was written."""
+        loop, meta = runner.train_loop, checkpoint['meta']
+        meta.update(self._counts)
+        if isinstance(loop, ExactResumeMixin):
+            within_epoch = loop.first_iter is not None and meta['epoch'] == loop.epoch
+            meta['place'] = dict(
+                done=meta['iter'] - loop.first_iter if within_epoch else 0,
+                batches=len(loop.dataloader),
+                world_size=get_world_size(),
+            )
+        checkpoint['gradients'] = self._gradients
+        checkpoint['early_stopping'] = [
+            dict(wait_count=hook.wait_count, best_score=hook.best_score) for hook in self._early_stopping(runner)
+        ]
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Go to the place of a checkpoint that the run is resumed from.
+
+        Raises:
+            ValueError: It was written in the middle of an epoch that had another number of batches or processes.
+        """
+        loop = runner.train_loop
+        if not runner._resume or not isinstance(loop, ExactResumeMixin):
+            return
+        meta = checkpoint['meta']
+        for hook, state in zip(self._early_stopping(runner), checkpoint.get('early_stopping', ()), strict=False):
+            vars(hook).update(state)
+        own = dict(batches=len(loop.dataloader), world_size=get_world_size())
+        place = meta.get('place', dict(done=None, **own))  # mmengine's own hook does not say it
+        given = {key: place[key] for key in own}
+        if given != own:
+            what = 'of {batches} batches an epoch on {world_size} process(es)'
+            message = f'the checkpoint is of a run {what.format(**given)}, and this one is {what.format(**own)}'
+            if place['done'] or checkpoint.get('gradients'):
+                raise ValueError(f'{message}: it was written within an epoch, resume with the batch size of then')
+            runner.logger.warning(f'{message}: it goes on, but not as the first would have')
+            return
+        loop.done = place['done']
+        if gradients := checkpoint.get('gradients'):
+            for name, parameter in _bare(runner.model).named_parameters():
+                if name in gradients[get_rank()]:
+                    parameter.grad = gradients[get_rank()][name].to(parameter.device)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        """As the host's, which removes the oldest file before it writes the new one."""
+        self._gather_gradients(runner)
+        full = self.max_keep_ckpts > 0 and len(self.keep_ckpt_ids) == self.max_keep_ckpts
+        oldest = self.keep_ckpt_ids.popleft() if full and self.keep_ckpt_ids[-1] != step else None
+        preemption = runner.message_hub.pop_info('preemption_ckpt', None)
+        super()._save_checkpoint_with_step(runner, step, meta)
+        self._gradients = []
+        if is_main_process() and self.max_keep_ckpts > 0:
+            outdated = [] if oldest is None else [self.filename_tmpl.format(oldest)]
+            for name in [*outdated, *([preemption] if preemption else [])]:
+                path = self.file_backend.join_path(self.out_dir, name)
+                if self.file_backend.isfile(path):
+                    self.file_backend.remove(path)
+
+    def _gather_gradients(self, runner: Runner) -> None:
+        """Keep what each rank has accumulated; after a step of the optimizer that is nothing."""
+        own = {
+            name: parameter.grad.cpu()
+            for name, parameter in _bare(runner.model).named_parameters()
+            if parameter.grad is not None
+        }
+        everyones = gather_object(own)
+        self._gradients = everyones if everyones and any(everyones) else []
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    def _asked(self) -> int:
+        """The signal that any rank got, 0 for none."""
+        if get_world_size() == 1:
+            return self._signal
+        number = torch.tensor(self._signal)
+        all_reduce(number, op='max')
+        return int(number)
+
+    def _leave(self, runner: Runner, number: int) -> None:
+        name = f'iter_{runner.iter}.pth'
+        path = self.file_backend.join_path(self.out_dir, name)
+        if runner.message_hub.get_info('last_ckpt') != path:  # the step was at the interval
+            self._gather_gradients(runner)
+            runner.message_hub.update_info('preemption_ckpt', name)
+            self._counts = dict(epoch=runner.epoch, iter=runner.iter)
+            runner.save_checkpoint(self.out_dir, name, by_epoch=False, backend_args=self.backend_args)
+            if is_main_process():
+                write(Path(runner.work_dir, 'last_checkpoint'), path.encode())
+        runner.logger.warning(
+            f'Asked to end by {signal.Signals(number).name}: saved {name}. The same command with --resume goes on'
+        )
+        barrier()  # a launcher ends the others when the first one is gone
+        self._restore_handlers()
+        raise SystemExit(128 + number)
+
+    @staticmethod
+    def _early_stopping(runner: Runner) -> list[EarlyStoppingHook]:
+        return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

@@ -1,0 +1,1 @@
+"""What a deployed network is exported to."""

@@ -1,8 +1,0 @@
-"""What stands around a training run: its cost, its checkpoints, its ways to end."""
-
-from repl_mm.hooks.checkpoint import CheckpointHook
-from repl_mm.hooks.cost import CostHook
-from repl_mm.hooks.finite_loss import FiniteLossHook
-from repl_mm.hooks.watchdog import WatchdogHook
-
-__all__ = ['CheckpointHook', 'CostHook', 'FiniteLossHook', 'WatchdogHook']

@@ -1,0 +1,312 @@
+"""Contract: a comparison shows what the runs' own records say, and refuses what is no finished run.
+
+Oracle: records written by hand with changes worked out by hand.
+"""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.logging import MMLogger
+from PIL import Image
+
+from repl_mm.analysis import plot
+from repl_mm.analysis.compare import Comparison, Row, as_json, as_markdown, compare
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'compare.py'
+CONFIG = """
+default_scope = 'mmpretrain'
+train_cfg = dict(by_epoch=True)
+model = dict(type='ImageClassifier', backbone=dict(type='repl_mm.ReplResNetCIFAR', depth=32, repl={repl}))
+"""
+COST = {
+    'complete': True,
+    'device': 'CPU, 2 threads',
+    'world_size': 1,
+    'versions': {'torch': '2.11.0', 'repl_mm': '0.1.0'},
+    'date': '2026-11-21',
+    'input_shape': [3, 32, 32],
+    'images_per_step': 64,
+    'warmup': 10,
+    'step_time_s': {'mean': 0.11, 'p50': 0.1, 'p90': 0.15, 'p99': 0.2},
+    'data_time_s': {'mean': 0.01, 'p50': 0.01, 'p90': 0.01, 'p99': 0.01},
+    'images_per_s': 500.0,
+    's_per_epoch': 4.0,
+    'memory_bytes': {'peak_resident': 1000 * 2**20, 'resident_at_start': 600 * 2**20},
+}
+
+
+def train_line(step: int, loss: float) -> dict:
+    return {'lr': 0.1, 'loss': loss, 'epoch': 1, 'iter': step, 'step': step}
+
+
+def write_log(folder: Path, *lines: dict, start: str = '20261121_000000') -> None:
+    """What mmengine's visualizer leaves."""
+    curves = folder / start / 'vis_data'
+    curves.mkdir(parents=True)
+    (curves / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+
+
+def write_run(folder: Path, *, repl: str = 'None', accuracy: float = 90.0, **changes) -> Path:
+    lines = [train_line(step, 2.0 / step) for step in (10, 20)]
+    lines += [{'accuracy/top1': value, 'time': 0.1, 'step': at} for at, value in ((1, 50.0), (2, accuracy))]
+    write_log(folder, *lines)
+    (folder / 'config.py').write_text(CONFIG.format(repl=repl))
+    (folder / 'cost.json').write_text(json.dumps(COST | changes))
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    faster = dict(
+        step_time_s={'mean': 0.1, 'p50': 0.08, 'p90': 0.18, 'p99': 0.2},
+        memory_bytes={'peak_resident': 900 * 2**20, 'resident_at_start': 600 * 2**20},
+        s_per_epoch=None,
+    )
+    replaced = "dict(policy='interval', every=4)"
+    return [write_run(tmp_path / 'E2E'), write_run(tmp_path / 'RepL', repl=replaced, accuracy=91.25, **faster)]
+
+
+def run_tool(*args: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True)
+
+
+def test_values_and_changes_by_hand(pair):
+    markdown = as_markdown(compare(pair))
+    # ResNet-32 has 466,256 parameters; a site saves 2 x 9 C^2 for C = 16, 32, 64: 96,768.
+    for line in (
+        '|  | E2E | RepL |',
+        '| Top-1 accuracy (%) | 90.00 | 91.25 (+1.25) |',
+        '| Parameters | 466,256 | 369,488 (-20.8 %) |',
+        '| Peak memory of all processes (MiB) | 1,000 | 900 (-10.0 %) |',
+        '| of which since training began (MiB) | 400 | 300 (-25.0 %) |',
+        '| Step time, p50 (ms) | 100.0 | 80.0 (-20.0 %) |',
+        '| Step time, p90 (ms) | 150.0 | 180.0 (+20.0 %) |',
+        '| Time per epoch (s) | 4.00 | – |',
+    ):
+        assert line in markdown.splitlines()
+    assert 'GPU' not in markdown
+    assert 'CPU, 2 threads, torch 2.11.0' in markdown
+
+
+def test_json_holds_the_same_numbers(pair):
+    rows = {row['label']: row for row in json.loads(as_json(compare(pair)))['rows']}
+    assert rows['Top-1 accuracy (%)']['change'] == [0, 1.25]
+    assert rows['Step time, p50 (ms)']['values'] == [100.0, 80.0]
+    assert rows['Step time, p50 (ms)']['change'][1] == pytest.approx(-20)
+    assert rows['Time per epoch (s)']['change'][1] is None
+
+
+def test_a_change_from_nothing_is_unknown():
+    assert Row('cost', (0.0, 1.0)).cell(1) == '1'
+    assert Row('score', (0.0, 1.0), is_score=True).cell(1) == '1 (+1)'
+
+
+def test_gpu_memory_and_other_kinds_of_runs(pair, tmp_path):
+    gpu = write_run(
+        tmp_path / 'GPU', device='NVIDIA A100', memory_bytes={'peak_allocated': 2**30, 'peak_reserved': 2**31}
+    )
+    comparison = compare([pair[0], gpu])
+    assert comparison.warnings == ('Not the same kind of run: hardware CPU, 2 threads / NVIDIA A100',)
+    markdown = as_markdown(comparison)
+    assert '| Peak GPU memory, allocated (MiB) | – | 1,024 |' in markdown
+    assert '| Peak memory of all processes (MiB) | 1,000 | – |' in markdown
+
+
+def test_interrupted_and_resumed_runs(pair):
+    folder = pair[1]
+    (folder / 'cost.json').write_text(json.dumps(COST | {'complete': False}))
+    write_log(folder, {'accuracy/top1': 93.0, 'step': 2}, start='20261122_000000')
+    run = compare(pair).runs[1]
+    assert run.name == 'RepL (interrupted)'
+    assert run.metrics['accuracy/top1'] == [(1, 50.0), (2, 93.0)]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    runs = [write_run(tmp_path / kind / 'resnet32') for kind in ('plain', 'replaced')]
+    assert [run.name for run in compare(runs).runs] == ['plain/resnet32', 'replaced/resnet32']
+
+
+def test_a_shorter_training_replaces_a_longer_one_from_its_first_step(pair):
+    folder = pair[1]
+    longer = [train_line(30, 0.3), {'accuracy/top1': 97.0, 'step': 3}, train_line(40, 0.2)]
+    write_log(folder, *longer, {'accuracy/top1': 98.0, 'step': 4}, start='20261122_000000')
+    resumed = [train_line(40, 0.9), {'accuracy/top1': 60.0, 'step': 4}]
+    write_log(folder, *resumed, start='20261123_000000')
+    run = compare(pair).runs[1]
+    assert run.loss == [(10, 0.2), (20, 0.1), (30, 0.3), (40, 0.9)]
+    assert run.metrics['accuracy/top1'][-2:] == [(3, 97.0), (4, 60.0)]
+
+    started_over = [train_line(10, 2.5), train_line(20, 2.4), {'accuracy/top1': 30.0, 'step': 1}]
+    write_log(folder, *started_over, start='20261124_000000')
+    run = compare(pair).runs[1]
+    assert run.loss == [(10, 2.5), (20, 2.4)]
+    assert run.metrics['accuracy/top1'] == [(1, 30.0)]
+
+
+def test_only_scores_are_metrics(pair):
+    score = {
+        'coco/bbox_mAP': 0.4,
+        'coco/bbox_mAP_l': -1.0,
+        'coco/7_precision': 0.3,
+        'data_time': 0.1,
+        'time': 0.2,
+        'step': 3,
+    }
+    write_log(pair[1], score, {'cost/step_time_s': 0.1, 'step': 50}, start='20261122_000000')
+    comparison = compare(pair)
+    assert list(comparison.runs[1].metrics) == ['accuracy/top1', 'coco/bbox_mAP']
+    assert '| AP | – | 0.400 |' in as_markdown(comparison).splitlines()
+
+
+def test_the_model_is_that_of_the_training_not_of_a_later_test(pair):
+    folder = pair[1]
+    trained = (folder / 'config.py').read_text()
+    (folder / '20261121_000000' / 'vis_data' / 'config.py').write_text(trained)
+    tested = folder / '20261122_000000' / 'vis_data' / 'config.py'
+    tested.parent.mkdir(parents=True)
+    for path in (tested, folder / 'config.py'):
+        path.write_text(CONFIG.format(repl='None'))
+    assert compare(pair).runs[1].complexity.parameters == 369_488
+
+
+def test_validations_are_counted_as_the_logger_does(pair):
+    """In epochs unless the logger is told otherwise, as in mmseg's schedules by iteration."""
+    config = pair[1] / 'config.py'
+    config.write_text(config.read_text() + 'default_hooks = dict(logger=dict(log_metric_by_epoch=False))\n')
+    assert [run.by_epoch for run in compare(pair).runs] == [True, False]
+
+
+UNKNOWN = dict(
+    step_time_s=None, data_time_s=None, images_per_s=None, s_per_epoch=None, images_per_step=None, memory_bytes=None
+)
+
+
+def png_size(comparison: Comparison, path: Path) -> tuple[int, int]:
+    path.write_bytes(plot.as_png(comparison))
+    with Image.open(path) as picture:
+        picture.verify()
+        return picture.size
+
+
+def test_what_is_unknown_is_a_dash(pair, tmp_path):
+    short = write_run(tmp_path / 'short', accuracy=float('nan'), **UNKNOWN)
+    comparison = compare([*pair, short])
+    markdown = as_markdown(comparison)
+    for line in (
+        '| Top-1 accuracy (%) | 90.00 | 91.25 (+1.25) | – |',
+        '| Peak memory of all processes (MiB) | 1,000 | 900 (-10.0 %) | – |',
+        '| of which since training began (MiB) | 400 | 300 (-25.0 %) | – |',
+        '| Step time, p50 (ms) | 100.0 | 80.0 (-20.0 %) | – |',
+    ):
+        assert line in markdown.splitlines()
+    assert 'NaN' not in as_json(comparison)
+    assert png_size(comparison, tmp_path / 'last.png') > (1500, 500)
+    assert png_size(compare([short, *pair]), tmp_path / 'first.png') > (1500, 500)
+
+
+def test_runs_that_know_nothing(tmp_path):
+    runs = [write_run(tmp_path / name, **UNKNOWN) for name in 'ab']
+    for run in runs:
+        next(run.glob('*/vis_data/scalars.json')).unlink()
+    comparison = compare(runs)
+    assert [row.label for row in comparison.rows] == [
+        'Parameters',
+        'Trainable parameters',
+        'FLOPs, forward, per image (M)',
+    ]
+    assert png_size(comparison, tmp_path / 'none.png') > (1500, 500)
+
+
+def test_names_with_marks_of_rich_and_markdown(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ('a|b', 'lr[bold]')]
+    assert '|  | a\\|b | lr[bold] |' in as_markdown(compare(runs)).splitlines()
+    assert 'lr[bold]' in run_tool(*runs).stdout
+
+
+def test_files_go_to_the_folder_that_all_runs_are_in(tmp_path):
+    runs = [write_run(tmp_path / parent / name) for parent, name in (('x', 'E2E'), ('y', 'RepL'))]
+    assert run_tool(*runs).returncode == 0
+    assert [path.parent for path in tmp_path.rglob('comparison.*')] == [tmp_path] * 3
+
+
+def test_tool_writes_table_numbers_and_picture(pair, tmp_path):
+    done = run_tool(*pair, '--out', tmp_path / 'out')
+    assert done.returncode == 0, done.stderr
+    assert '91.25 (+1.25)' in done.stdout
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'comparison.json',
+        'comparison.md',
+        'comparison.png',
+    ]
+    with Image.open(tmp_path / 'out' / 'comparison.png') as picture:
+        assert picture.width > 1500
+        assert len(picture.convert('RGB').getcolors(maxcolors=10**6)) > 100
+
+
+BAD = {
+    'one run': (lambda a, b: [a], 'at least two runs, got 1'),
+    'twice': (lambda a, b: [a, a], 'given twice'),
+    'no folder': (lambda a, b: [a, b / 'nowhere'], 'there is no folder'),
+    'no cost': (lambda a, b: (b / 'cost.json').unlink() or [a, b], 'holds no cost.json: train with custom_hooks'),
+    'no config': (lambda a, b: (b / 'config.py').unlink() or [a, b], 'holds no config'),
+    'no Python': (lambda a, b: (b / 'config.py').write_text('model = (') and [a, b], 'never closed'),
+    'no model': (
+        lambda a, b: (b / 'config.py').write_text("model = dict(type='Nowhere')") and [a, b],
+        r'cannot build .*config.py and apply it to images of \[3, 32, 32\]: Nowhere is not in',
+    ),
+    'torn cost': (lambda a, b: (b / 'cost.json').write_text('{"complete":') and [a, b], 'cost.json cannot be read'),
+    'empty cost': (lambda a, b: (b / 'cost.json').write_text('{}') and [a, b], 'holds no step of training'),
+    'list of costs': (lambda a, b: (b / 'cost.json').write_text('[1]') and [a, b], 'cost.json cannot be read'),
+    'no step': (
+        lambda a, b: (b / 'cost.json').write_text(json.dumps(COST | {'input_shape': None})) and [a, b],
+        'holds no step of training',
+    ),
+    'curve without steps': (
+        lambda a, b: next(b.glob('*/vis_data/scalars.json')).write_text('{"loss": 1}') and [a, b],
+        'line 1, cannot be read',
+    ),
+    'torn curve': (
+        lambda a, b: next(b.glob('*/vis_data/scalars.json')).write_text('{"step"') and [a, b],
+        'line 1, cannot be read',
+    ),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_one_sentence(pair, case):
+    spoil, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        compare(spoil(*pair))
+
+
+def test_tool_ends_with_a_sentence_and_writes_nothing(pair, tmp_path):
+    (pair[1] / 'cost.json').unlink()
+    done = run_tool(*pair, '--out', tmp_path / 'out')
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith('error: ')
+    assert 'Traceback' not in done.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_is_no_place_for_files(pair, tmp_path):
+    (tmp_path / 'out').write_text('')
+    done = run_tool(*pair, '--out', tmp_path / 'out')
+    assert done.returncode == 2
+    assert done.stderr == f'error: --out {tmp_path / "out"} is a file: give a folder\n'
+
+
+def test_nothing_is_written_when_something_cannot_be_made(pair, tmp_path, monkeypatch):
+    def fail(comparison: Comparison) -> bytes:
+        raise ValueError('no picture today')
+
+    monkeypatch.setattr(plot, 'as_png', fail)
+    # The tool silences the logger for good.
+    monkeypatch.setattr(MMLogger, 'setLevel', lambda *args: None)
+    monkeypatch.setattr(sys, 'argv', ['compare.py', *map(str, pair), '--out', str(tmp_path / 'out')])
+    with pytest.raises(SystemExit, match='2'):
+        runpy.run_path(str(TOOL), run_name='__main__')
+    assert not (tmp_path / 'out').exists()

@@ -1,0 +1,225 @@
+"""Contract: the planner takes the fewest sites whose measured saving is enough, and says plainly where none are.
+
+Oracles: networks whose sites save a given amount each; counts of the cost model; the config line that is printed.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from test_tools import run
+
+from repl_mm.analysis.cost import count_cost
+from repl_mm.benchmark import plan as planning
+from repl_mm.benchmark.plan import Saving, make_plan, replaceable
+from repl_mm.benchmark.site_profile import Parts, measure_parts
+from repl_mm.benchmark.step import TrainingStep
+from repl_mm.benchmark.training import MIB, StepCost
+from repl_mm.benchmark.variants import with_repl
+from repl_mm.sites import Site
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+RESNET = CONFIGS / 'demo/resnet32_digits.py'
+VIT = CONFIGS / 'demo/vit-tiny_digits.py'
+OPTIONS = dict(batch=4, size=(32, 32), backend='fp32', device=torch.device('cpu'), seconds=0, report=lambda text: None)
+STEP = {key: OPTIONS[key] for key in ('batch', 'backend', 'device')} | dict(size=(64, 64))
+
+
+@pytest.fixture
+def savings(monkeypatch):
+    """Every site saves 4 % of time and 2 % of memory by prediction; what is measured is set by the test."""
+
+    def set_up(measured, *, time=(0.04,) * 3, memory=0.02):
+        def measure_parts(config, forms, **options):
+            layout = TrainingStep(config, **STEP).model.backbone.layout()
+            parts = Parts(layout, layout.eligible(), [], mib=1.0, seconds=1.0)
+            for _ in forms:
+                parts.site_seconds.append(dict(enumerate(time)))
+                parts.site_mib.append(dict.fromkeys(range(len(time)), memory))
+            return parts
+
+        asked = []
+
+        def measure_steps(variants, **_):
+            repl = variants['RepL'].model.backbone.repl
+            asked.append(repl)
+            row = dict(model='', variant='', backend='', batch=1, size='')
+            saved = measured(repl)
+            return [StepCost(**row), StepCost(**row, time=1 - saved[0], memory=1 - saved[1])]
+
+        monkeypatch.setattr(planning, 'measure_parts', measure_parts)
+        monkeypatch.setattr(planning, 'measure_steps', measure_steps)
+        return asked
+
+    return set_up
+
+
+def number(repl) -> int:
+    return len(repl['sites'])
+
+
+def test_the_prediction_holds(savings):
+    asked = savings(lambda repl: (0.04 * number(repl), 0.02 * number(repl)))
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.10, None), **OPTIONS)
+    assert plan.reached
+    assert [number(repl) for repl in asked] == [3]
+    assert plan.chosen.measured.time == pytest.approx(0.12)
+    assert plan.chosen.predicted.time == pytest.approx(0.12)
+    assert plan.backbone == 'repl_mm.ReplResNetCIFAR'
+    assert plan.bound is None
+
+
+def test_a_prediction_that_promised_too_much_is_corrected(savings):
+    asked = savings(lambda repl: (0.021 * number(repl), 0.0))
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.10, None), **OPTIONS)
+    assert [number(repl) for repl in asked] == [3, 5]
+    assert (plan.reached, number(plan.chosen.repl)) == (True, 5)
+
+
+def test_a_prediction_that_promised_too_little_is_corrected(savings):
+    asked = savings(lambda repl: (0.06 * number(repl), 0.0))
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.11, None), **OPTIONS)
+    assert [number(repl) for repl in asked] == [3, 2]
+    assert (plan.reached, number(plan.chosen.repl)) == (True, 2)
+
+
+def test_both_targets_must_be_reached(savings):
+    savings(lambda repl: (0.04 * number(repl), 0.021 * number(repl)))
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.08, 0.08), **OPTIONS)
+    assert (plan.reached, number(plan.chosen.repl)) == (True, 4)
+
+
+def test_a_leaner_form_comes_before_more_sites(savings):
+    savings(lambda repl: (0.02 * number(repl), 0.02 * number(repl) * (3 if repl.get('recompute') else 1)))
+    plan = make_plan(Config.fromfile(RESNET), Saving(None, 0.06), **OPTIONS)
+    assert plan.reached
+    saved_by_plain_sites = 3
+    assert number(plan.chosen.repl) <= saved_by_plain_sites
+
+
+def test_the_stage_that_saves_most_is_taken(savings):
+    savings(lambda repl: (0.5, 0.0), time=(0.01, 0.01, 0.1))
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.10, None), **OPTIONS)
+    (site,) = plan.chosen.repl['sites']
+    assert site[0] == 2
+
+
+def test_what_is_out_of_reach_gets_the_best_and_the_bound(savings):
+    asked = savings(lambda repl: ((0.05 if repl.get('form') == 'drop' else 0.01) * number(repl), 0.0))
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.60, None), **OPTIONS)
+    assert not plan.reached
+    most = plan.positions[1]
+    assert number(plan.chosen.repl) == most == 6
+    assert plan.bound.time == pytest.approx(0.05 * most)
+    assert len(asked) <= 4
+
+
+@pytest.mark.parametrize(
+    ('path', 'state', 'side'),
+    # At 12 x 12 the last stage has 36 positions, and twice as many are more than few.
+    [(RESNET, 4, 64), (RESNET, 4, 12), (VIT, 8, 32), (CONFIGS / 'demo/retinanet_r34_fpn_digits.py', 8, 64)],
+)
+def test_predicted_memory_is_that_of_the_equations(path, state, side, monkeypatch):
+    """Oracle: the cost model's activations of four images, and four bytes of a weight and its optimizer's state."""
+    monkeypatch.setattr('repl_mm.layers.residual.LARGE', 0)
+    config = replaceable(Config.fromfile(path))
+    forms = planning.TRANSFORMER_FORMS if path == VIT else planning.RESIDUAL_FORMS
+    size = (side, side)
+    parts = measure_parts(config, forms[:2], seconds=0, **STEP | dict(size=size))
+    site = parts.eligible[-1]
+    e2e = count_cost(config, (3, *size))
+    for form, predicted in zip(forms, parts.site_mib, strict=False):
+        replaced = with_repl(config, policy='explicit', sites=[tuple(site)], **form)
+        saved = e2e - count_cost(replaced, (3, *size))
+        expected = 4 * saved.activations + (4 + state) * saved.parameters
+        assert predicted[site.stage] == pytest.approx(expected / MIB, rel=1e-3)
+    assert parts.site_mib[1][site.stage] > parts.site_mib[0][site.stage]
+
+
+def test_positions_in_frozen_stages_are_left_out():
+    config = Config.fromfile(CONFIGS / 'demo/retinanet_r34_fpn_digits.py')
+    config.model.backbone.frozen_stages = 2
+    parts = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
+    assert {site.stage for site in parts.frozen} == {0, 1}
+    assert {site.stage for site in parts.eligible} == {2, 3}
+    config.model.backbone.frozen_stages = 4
+    with pytest.raises(ValueError, match='has no position to replace: all positions lie in frozen stages'):
+        make_plan(config, Saving(0.1, None), **OPTIONS)
+
+
+def test_stochastic_depth_is_no_obstacle():
+    config = Config.fromfile(RESNET)
+    plain = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
+    config.model.backbone.stochastic_depth = 0.99
+    skipping = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
+    assert skipping.mib == plain.mib
+    assert skipping.site_mib == plain.site_mib
+
+
+def test_networks_without_positions_are_told_apart():
+    config = Config.fromfile(RESNET)
+    config.model.backbone = dict(type='ResNet', depth=18)
+    config.model.head.in_channels = 512
+    with pytest.raises(ValueError, match=r'-18 has no position to replace: none of its blocks \(2, 2, 2, 2\)'):
+        make_plan(config, Saving(0.1, None), **OPTIONS)
+    config.model.backbone = dict(type='MobileNetV2')
+    with pytest.raises(ValueError, match="backbone of type 'MobileNetV2': there are some in ReplRes"):
+        make_plan(config, Saving(0.1, None), **OPTIONS)
+
+
+@pytest.mark.parametrize('kind', ['mmpretrain.ResNet', 'ResNet', 'repl_mm.ReplResNet'])
+def test_a_hosts_backbone_becomes_ours(kind):
+    config = Config.fromfile(RESNET)
+    config.model.backbone = dict(type=kind, depth=34, repl=dict(policy='interval', every=4))
+    found = replaceable(config)
+    assert found.model.backbone == dict(type='repl_mm.ReplResNet', depth=34, repl=None)
+    assert config.model.backbone.type == kind
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    lines = []
+    monkeypatch.setattr('builtins.print', lambda text='', **_: lines.extend(str(text).splitlines()))
+    return lines
+
+
+@pytest.mark.parametrize('path', [RESNET, CONFIGS / 'demo/resnet32-repl_digits.py'])
+def test_tool_prints_a_line_that_builds(printed, path, tmp_path):
+    code, stderr = run(
+        'plan.py', path, '--save-memory', '2%', '--size', '32', '32', '--batch-size', '8', '--seconds', '0'
+    )
+    assert (code, stderr) == (0, '')
+    (line,) = [line for line in printed if line.startswith('model = dict(')]
+    (tmp_path / 'planned.py').write_text(f'_base_ = {str(path)!r}\n{line}\n')
+    config = Config.fromfile(tmp_path / 'planned.py')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        backbone = MODELS.build(config.model).backbone
+    assert all(isinstance(site, Site) for site in backbone.selection.sites)
+    assert backbone.selection.sites
+
+
+def test_tool_says_what_is_out_of_reach(printed):
+    code, stderr = run(
+        'plan.py', RESNET, '--save-memory', '95%', '--size', '32', '32', '--batch-size', '2', '--seconds', '0'
+    )
+    assert (code, stderr) == (0, '')
+    assert any(line.startswith('Not reached. memory: 95.0 % asked') for line in printed)
+    assert '9 blocks can be replaced, 6 at once.' in printed
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ((), 'say what to save: --save-time 15%, --save-memory 15%, or both'),
+        (('--save-time', '15'), "a percentage between 0% and 100% such as 15%, got '15'"),
+        (('--save-time', '120%'), "got '120%'"),
+        (('--save-memory', 'nan%'), "got 'nan%'"),
+        (('--save-time', '10%', '--batch-size', '0'), '--batch-size and --size are at least 1'),
+        (('--save-time', '10%', '--backend', 'tpu'), 'unknown backend tpu'),
+    ],
+)
+def test_tool_refuses_what_is_unclear(arguments, message):
+    code, stderr = run('plan.py', RESNET, *arguments)
+    assert (code, message in stderr) == (2, True)
