@@ -7,7 +7,7 @@ The same layer in both ways, in turns, for kernels of several widths; ratios are
 
 from argparse import ArgumentParser
 
-from repl_mm.cli.common import friendly
+from repl_mm.cli.common import exit_on_user_error
 
 # isort: split
 import numpy as np
@@ -16,7 +16,7 @@ from mmengine.device import get_device
 from mmseg.models.backbones.resnet import BasicBlock
 from site_overhead import one_pass
 
-from repl_mm.benchmark.timing import describe, time_in_turns
+from repl_mm.benchmark.timing import describe, time_interleaved
 from repl_mm.layers import ComputingBasicBlock
 
 SIDE = 7
@@ -36,7 +36,7 @@ class MixingKernels(ComputingBasicBlock):
         return False
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--channels', nargs='+', type=int, default=[64, 128, 256, 512])
@@ -53,7 +53,7 @@ def main() -> None:
             x = torch.randn(batch, channels, SIDE, SIDE, device=device).relu()
             layers = [kind(removed, **options).to(device) for kind in (MixingKernels, MixingOutputs)]
             calls = {str(i): one_pass(module.train(), x) for i, module in enumerate((removed, *layers))}
-            block, kernels, outputs = time_in_turns(calls, seconds=args.seconds).values()
+            block, kernels, outputs = time_interleaved(calls, seconds=args.seconds).values()
             ratios = (np.median(np.divide(*pair)) for pair in ((kernels, block), (outputs, block), (outputs, kernels)))
             row = [channels, f'{SIDE} x {SIDE}', batch, batch * SIDE**2, layers[1].few_positions]
             row += [f'{ratio:.3f}' for ratio in ratios]

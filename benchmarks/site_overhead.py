@@ -9,7 +9,7 @@ Operators are those of torch that compute something, in the plain layer and in t
 from argparse import ArgumentParser
 from collections.abc import Callable
 
-from repl_mm.cli.common import friendly
+from repl_mm.cli.common import exit_on_user_error
 
 # isort: split
 import numpy as np
@@ -19,7 +19,7 @@ from mmseg.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from repl_mm.benchmark.timing import describe, time_in_turns
+from repl_mm.benchmark.timing import describe, time_interleaved
 from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck
 
 FORMS = {
@@ -58,7 +58,7 @@ def one_pass(module: nn.Module, x: Tensor) -> Callable[[], None]:
     return call
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--batch-size', nargs='+', type=int, default=[2, 16])
@@ -81,7 +81,7 @@ def main() -> None:
                 with OperatorCount() as count:
                     calls[name]()
                 operators.append(str(count.total))
-            times = time_in_turns(calls, seconds=args.seconds)
+            times = time_interleaved(calls, seconds=args.seconds)
             ratios = [f'{np.median(np.divide(times[name], times["block"])):.3f}' for name in FORMS]
             row = [block.__name__, str(channels), f'{side} x {side}', str(batch), ' / '.join(operators), *ratios]
             print(f'| {" | ".join(row)} |', flush=True)

@@ -9,7 +9,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from statistics import median
 
-from repl_mm.cli.common import friendly
+from repl_mm.cli.common import exit_on_user_error
 
 # isort: split
 import torch
@@ -18,7 +18,7 @@ from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
 from repl_mm.benchmark.latency import build_forms, prepare
-from repl_mm.benchmark.timing import describe, time_in_turns
+from repl_mm.benchmark.timing import describe, time_interleaved
 from repl_mm.layers import ComputingEncoderLayer, ComputingLayer
 from repl_mm.surgery import computing_layers
 
@@ -34,7 +34,7 @@ def synthesise(layers: list[ComputingLayer]) -> None:
                 layer.mlp_weights()
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('configs', nargs='+', metavar='CONFIG')
@@ -51,7 +51,7 @@ def main() -> None:
         for backend in args.backend:
             layers = computing_layers(model.bfloat16() if 'bf16' in backend else model.float())
             calls = {'forward': prepare(model, images, backend=backend), 'synthesis': lambda: synthesise(layers)}  # noqa: B023
-            times = {name: 1000 * median(seconds) for name, seconds in time_in_turns(calls, seconds=6).items()}
+            times = {name: 1000 * median(seconds) for name, seconds in time_interleaved(calls, seconds=6).items()}
             share = times['synthesis'] / times['forward']
             row = [Path(path).stem.split('_')[0], backend, str(args.batch_size)]
             row += [f'{times["forward"]:.2f}', f'{times["synthesis"]:.2f}', f'{share:.1%}', f'{1 / (1 - share):.3f}']

@@ -28,7 +28,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from repl_mm.analysis.complexity import RealLinspace
-from repl_mm.backbones.stochastic_depth import keep_all
+from repl_mm.backbones.stochastic_depth import remove_stochastic_depth
 from repl_mm.deployment import RawOutputs
 from repl_mm.layers.memory import draw
 from repl_mm.sites import choose
@@ -106,10 +106,10 @@ def build_empty(config: Config) -> nn.Module:
         model = MODELS.build(config.model)
         for layer in computing_layers(model):
             if hasattr(layer, 'norm'):
-                layer.norm.settled = True  # as most of a training has it; empty tensors cannot be asked
+                layer.norm.warmed_up = True  # as most of a training has it; empty tensors cannot be asked
         if hasattr(model.backbone, 'stages'):
             # A step without skips; empty tensors cannot draw.
-            keep_all(block for blocks in model.backbone.stages().values() for block in blocks)
+            remove_stochastic_depth(block for blocks in model.backbone.stages().values() for block in blocks)
         return model.train()
 
 

@@ -8,23 +8,23 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from repl_mm.backbones.stochastic_depth import keep_all, skip_at_random
+from repl_mm.backbones.stochastic_depth import apply_stochastic_depth, remove_stochastic_depth
 from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck, ComputingLayer
 from repl_mm.sites import Layout, Selection, choose
 from repl_mm.surgery import check_checkpoint, check_links, computing_layers, fold_norms, fuse_blocks, replace_blocks
 
 # At a momentum of 0.1 the initial mean and variance then weigh less than 3e-5.
-SETTLING_BATCHES = 100
+NORM_WARMUP_BATCHES = 100
 
 
-def _let_settle(norm: nn.Module | None) -> None:
+def _warm_up_norm(norm: nn.Module | None) -> None:
     """Put a norm that the host keeps in eval mode back into train mode while its statistics are not its own."""
     # Iteration-based loops come here at every step; reading a count from a GPU makes the CPU wait, so not for ever.
-    if norm is None or norm.training or getattr(norm, 'settled', False):
+    if norm is None or norm.training or getattr(norm, 'warmed_up', False):
         return
     batches = getattr(norm, 'num_batches_tracked', None)
-    norm.settled = batches is None or int(batches) >= SETTLING_BATCHES
-    norm.train(not norm.settled)
+    norm.warmed_up = batches is None or int(batches) >= NORM_WARMUP_BATCHES
+    norm.train(not norm.warmed_up)
 
 
 def _is_number(value: object) -> bool:
@@ -124,7 +124,7 @@ class ReplMixin:
             ValueError: A computing layer lost its neighbours; see :func:`repl_mm.surgery.check_links`.
         """
         check_links(self.stages())
-        keep_all(self._blocks())
+        remove_stochastic_depth(self._blocks())
         fuse_blocks(self.stages())
         if fuse_all:
             fold_norms(self)
@@ -143,9 +143,9 @@ class ReplMixin:
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all modules, as the host does.
 
-        A computing layer's batch norm stays in train mode for its first ``SETTLING_BATCHES`` even where the host keeps
-        its norms in eval mode (``norm_eval``, ``frozen_stages``): a checkpoint of a plain network does not hold its
-        statistics, and it would normalise by mean 0 and variance 1 for ever.
+        A computing layer's batch norm stays in train mode for its first ``NORM_WARMUP_BATCHES`` even where the host
+        keeps its norms in eval mode (``norm_eval``, ``frozen_stages``): a checkpoint of a plain network does not hold
+        its statistics, and it would normalise by mean 0 and variance 1 for ever.
 
         Raises:
             ValueError: A computing layer lost its neighbours; see :func:`repl_mm.surgery.check_links`.
@@ -155,7 +155,7 @@ class ReplMixin:
             self._freeze()
             check_links(self.stages())
             for layer in computing_layers(self):
-                _let_settle(getattr(layer, 'norm', None))
+                _warm_up_norm(getattr(layer, 'norm', None))
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
@@ -173,7 +173,7 @@ class ReplResNetMixin(ReplMixin):
     Args:
         *args: Passed on, see :class:`ReplMixin`.
         stochastic_depth: Rate at which the last block is skipped in training; see
-            :func:`repl_mm.layers.skip_at_random`.
+            :func:`repl_mm.layers.apply_stochastic_depth`.
         **kwargs: Passed on.
     """
 
@@ -184,7 +184,7 @@ class ReplResNetMixin(ReplMixin):
         if not _is_number(stochastic_depth) or not 0 <= stochastic_depth < 1:
             raise ValueError(f"'stochastic_depth' is at least 0 and below 1, got {stochastic_depth!r}")
         if stochastic_depth and not kwargs.get('deploy'):
-            skip_at_random(self._blocks(), stochastic_depth)
+            apply_stochastic_depth(self._blocks(), stochastic_depth)
 
     def stages(self) -> dict[str, nn.Module]:
         return {name: getattr(self, name) for name in self.res_layers}

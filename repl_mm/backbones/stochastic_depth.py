@@ -48,7 +48,7 @@ def _make_up_for_skips(norm: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> N
         out.mul_(norm.scale)  # in place: a norm keeps its input for the backward pass, not its output
 
 
-def skip_at_random(blocks: Iterable[nn.Module], rate: float) -> None:
+def apply_stochastic_depth(blocks: Iterable[nn.Module], rate: float) -> None:
     """Have residual blocks skipped in training, in place; a block that changes the shape never is.
 
     The rates rise linearly with depth, up to ``rate`` at the last block. A branch that is computed is scaled up, so
@@ -73,7 +73,7 @@ def skip_at_random(blocks: Iterable[nn.Module], rate: float) -> None:
 
 
 @contextmanager
-def skip_none(network: nn.Module) -> Iterator[None]:
+def disabled_stochastic_depth(network: nn.Module) -> Iterator[None]:
     """Have no block of a network skipped for a while: the steps that need most are those."""
     rates = {block: block.skip_rate for block in network.modules() if isinstance(block, _Skippable)}
     for block in rates:
@@ -85,8 +85,8 @@ def skip_none(network: nn.Module) -> Iterator[None]:
             block.skip_rate = rate
 
 
-def keep_all(blocks: Iterable[nn.Module]) -> None:
-    """Undo :func:`skip_at_random`, in place."""
+def remove_stochastic_depth(blocks: Iterable[nn.Module]) -> None:
+    """Undo :func:`apply_stochastic_depth`, in place."""
     for block in blocks:
         if isinstance(block, _Skippable):
             block.__class__ = type(block).__mro__[2]

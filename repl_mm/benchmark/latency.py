@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from repl_mm.analysis.complexity import count
-from repl_mm.benchmark.timing import as_markdown_table, check_backends, format_ratio, time_in_turns
+from repl_mm.benchmark.timing import as_markdown_table, check_backends, format_ratio, time_interleaved
 from repl_mm.deployment import RawOutputs, deploy
 from repl_mm.surgery import computing_layers
 
@@ -150,7 +150,7 @@ def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], o
 def measure(
     config: Config, *, backend: str, batch: int, size: tuple[int, int], device: torch.device, seconds: float
 ) -> list[Latency]:
-    """Time all forms of a config's model; options as in :func:`prepare` and :func:`time_in_turns`.
+    """Time all forms of a config's model; options as in :func:`prepare` and :func:`time_interleaved`.
 
     Raises:
         ValueError: The config has no sites.
@@ -162,7 +162,7 @@ def measure(
     models = build_forms(config)
     images = torch.randn(batch, 3, *size, device=device)
     calls = {form: prepare(model, images, backend=backend) for form, model in models.items()}
-    times = time_in_turns(calls, seconds=seconds)
+    times = time_interleaved(calls, seconds=seconds)
     plain = copy.deepcopy(config)
     plain.model.backbone.repl = None
     flops = [count(c, input_shape=(3, *size)).flops for c in (plain, config)]

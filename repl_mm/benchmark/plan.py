@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from repl_mm.benchmark.site_profile import Parts, measure_parts
+from repl_mm.benchmark.site_profile import SiteProfile, measure_site_profile
 from repl_mm.benchmark.training import measure_steps
 from repl_mm.benchmark.variants import with_repl
 from repl_mm.sites import Site, most, spread
@@ -36,7 +36,7 @@ TRIALS = 6  # measurements of whole networks at most
 
 @dataclass(frozen=True)
 class Saving:
-    """Parts of a step's time and of its peak memory; what is not asked for is None."""
+    """SiteProfile of a step's time and of its peak memory; what is not asked for is None."""
 
     time: float | None
     memory: float | None
@@ -140,7 +140,7 @@ def make_plan(
     forms = TRANSFORMER_FORMS if is_vit else RESIDUAL_FORMS
     options = dict(batch=batch, size=size, backend=backend, device=device)
     report('Timing the network, and one block of each stage with what can stand in its place')
-    parts = measure_parts(config, forms, seconds=seconds, **options)
+    parts = measure_site_profile(config, forms, seconds=seconds, **options)
     at_once = most(parts.eligible)
     candidates = [
         _predict(parts, number, form, index, target)
@@ -201,7 +201,7 @@ def _search(
         yield Trial(candidate.repl, candidate.predicted, measured)
 
 
-def _predict(parts: Parts, number: int, form: Mapping[str, Any], index: int, target: Saving) -> Trial:
+def _predict(parts: SiteProfile, number: int, form: Mapping[str, Any], index: int, target: Saving) -> Trial:
     """The best ``number`` sites for the target, and what they save by the sum of their parts."""
     seconds, mib = parts.site_seconds[index], parts.site_mib[index]
 

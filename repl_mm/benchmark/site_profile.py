@@ -13,16 +13,16 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from repl_mm.backbones.stochastic_depth import skip_none
+from repl_mm.backbones.stochastic_depth import disabled_stochastic_depth
 from repl_mm.benchmark.step import TrainingStep
-from repl_mm.benchmark.timing import time_in_turns
+from repl_mm.benchmark.timing import time_interleaved
 from repl_mm.benchmark.training import MIB, measure_memory
 from repl_mm.benchmark.variants import with_repl
 from repl_mm.sites import Layout, Site
 
 
 @dataclass
-class Parts:
+class SiteProfile:
     """What a step of the network costs, and what one site of each stage saves of it.
 
     Attributes:
@@ -44,7 +44,9 @@ class Parts:
     site_mib: list[dict[int, float]] = field(default_factory=list)
 
 
-def measure_parts(config: Config, forms: Sequence[Mapping[str, Any]], *, seconds: float, **options: Any) -> Parts:
+def measure_site_profile(
+    config: Config, forms: Sequence[Mapping[str, Any]], *, seconds: float, **options: Any
+) -> SiteProfile:
     """Time and weigh one block of each stage beside each computing layer that can take its place.
 
     Args:
@@ -78,12 +80,12 @@ def measure_parts(config: Config, forms: Sequence[Mapping[str, Any]], *, seconds
         )
         for site in representatives
     ]
-    with skip_none(step.model):
+    with disabled_stochastic_depth(step.model):
         step()
         for handle in handles:
             handle.remove()
-        parts = Parts(layout, eligible, frozen, mib=measure_memory(step)['total'])
-    parts.seconds = median(time_in_turns({'E2E': step}, seconds=seconds, least=5)['E2E'])
+        parts = SiteProfile(layout, eligible, frozen, mib=measure_memory(step)['total'])
+    parts.seconds = median(time_interleaved({'E2E': step}, seconds=seconds, least=5)['E2E'])
     # What a parameter costs beside the passes of its block.
     trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
     optimizer_seconds = median(phase[2] for phase in step.phases) / trained
@@ -100,8 +102,8 @@ def measure_parts(config: Config, forms: Sequence[Mapping[str, Any]], *, seconds
         for stage, block in blocks.items():
             pair = (block, layers[stage])
             calls = {name: _pass(m, inputs[stage], step) for name, m in zip(('block', 'layer'), pair, strict=True)}
-            with skip_none(block):
-                times = time_in_turns(calls, seconds=seconds / 8, least=5)
+            with disabled_stochastic_depth(block):
+                times = time_interleaved(calls, seconds=seconds / 8, least=5)
                 kept = _kept_mib(block, inputs[stage], step) - _kept_mib(layers[stage], inputs[stage], step)
             parameters = _numbers(block) - _numbers(layers[stage])
             in_passes = median(np.subtract(times['block'], times['layer']).tolist())

@@ -23,7 +23,7 @@ def check_backends(backends: Sequence[str]) -> None:
         raise ValueError(f'unknown backend {", ".join(unknown)}: choose out of {", ".join(BACKENDS)}, joined by +')
 
 
-def time_in_turns(
+def time_interleaved(
     calls: Mapping[str, Callable[[], object]], *, seconds: float, least: int = 10
 ) -> dict[str, list[float]]:
     """Seconds of each call, all called once in a turn, for at least ``least`` turns and ``seconds``.

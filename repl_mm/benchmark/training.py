@@ -21,9 +21,9 @@ from mmengine.config import Config
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.hooks import RemovableHandle
 
-from repl_mm.backbones.stochastic_depth import skip_none
+from repl_mm.backbones.stochastic_depth import disabled_stochastic_depth
 from repl_mm.benchmark.step import TrainingStep, check_training_backends
-from repl_mm.benchmark.timing import time_in_turns
+from repl_mm.benchmark.timing import time_interleaved
 from repl_mm.benchmark.variants import PUBLISHED
 
 MIB = 2**20
@@ -166,7 +166,7 @@ def measure_steps(
         for name, config in variants.items():
             with _noting_shortage(notes, name):
                 steps[name] = TrainingStep(config, batch=batch, size=size, backend=backend, device=device)
-                with skip_none(steps[name].model):  # as in the steps of a run that need most
+                with disabled_stochastic_depth(steps[name].model):  # as in the steps of a run that need most
                     steps[name]()  # the optimizer's state comes with the first step
                     memory[name] = measure_memory(steps[name])
             _drop(steps, notes)
@@ -207,7 +207,7 @@ def _time(steps: dict[str, TrainingStep], notes: dict[str, str], *, seconds: flo
 
     while steps:
         try:
-            return time_in_turns({name: partial(run, name) for name in steps}, seconds=seconds, least=5)
+            return time_interleaved({name: partial(run, name) for name in steps}, seconds=seconds, least=5)
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise

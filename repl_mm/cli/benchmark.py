@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from repl_mm.cli.common import CfgOptions, friendly, load_scoped_config
+from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
 from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write
+from repl_mm.engine.files import write_atomic
 
 # isort: split
 import torch
@@ -23,8 +23,7 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import track
 
-from repl_mm.benchmark import latency
-from repl_mm.benchmark import report as step_report
+from repl_mm.benchmark import latency, report
 from repl_mm.benchmark.step import check_training_backends
 from repl_mm.benchmark.timing import BACKENDS, as_csv, check_backends, describe
 from repl_mm.benchmark.training import measure_steps
@@ -128,7 +127,7 @@ def measure_case(args: Namespace, case: Case, device: torch.device) -> list[obje
     return measure_steps(variants, model=name_of(config), **options)
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     args = parse_args()
     if min(*args.batch_size, *args.size) < 1:
@@ -141,16 +140,16 @@ def main() -> None:
     MMLogger.get_instance('mmengine', log_level='WARNING')
     with explain(f'cannot use --device {args.device}'):
         device = torch.zeros(1, device=args.device).device
-    tables: ModuleType = latency if args.kind == 'latency' else step_report
+    tables: ModuleType = latency if args.kind == 'latency' else report
     cases: Callable[[Namespace], list[Case]] = latency_cases if args.kind == 'latency' else training_cases
     rows = []
     for case in track(cases(args), 'Measuring: '):
         with explain(f'cannot measure {case[0].filename}'):
             rows += measure_case(args, case, device)
-        write(args.out / f'{args.kind}.csv', as_csv(rows).encode())
+        write_atomic(args.out / f'{args.kind}.csv', as_csv(rows).encode())
     conditions = describe(device)
-    write(args.out / f'{args.kind}.md', tables.as_markdown(rows, conditions=conditions).encode())
-    write(args.out / f'{args.kind}.png', tables.as_png(rows, conditions=conditions))
+    write_atomic(args.out / f'{args.kind}.md', tables.as_markdown(rows, conditions=conditions).encode())
+    write_atomic(args.out / f'{args.kind}.png', tables.as_png(rows, conditions=conditions))
     Console().print(tables.as_table(rows))
     print(conditions)
     print(f'Wrote {args.kind}.csv, {args.kind}.md and {args.kind}.png to {args.out}')

@@ -2,9 +2,9 @@
 
 from argparse import ArgumentParser
 
-from repl_mm.cli.common import add_picture_arguments, friendly, load_scoped_config
+from repl_mm.cli.common import add_picture_arguments, exit_on_user_error, load_scoped_config
 from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write
+from repl_mm.engine.files import write_atomic
 
 # isort: split
 import numpy as np
@@ -21,7 +21,7 @@ def has_truth(sample: BaseDataElement) -> bool:
     return 'gt_label' in sample or 'gt_sem_seg' in sample or 'bboxes' in sample.get('gt_instances', ())
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file')
@@ -50,5 +50,5 @@ def main() -> None:
         if not has_truth(sample):
             raise ValueError(f'the pipeline of {loader} loads no annotations: choose another --split')
         picture = draw(pixels, sample, scope=config.default_scope, meta=dataset.metainfo, truth=True)
-        write(args.out_dir / f'{args.split}_{index:0{len(str(len(dataset) - 1))}}.png', as_png(picture))
+        write_atomic(args.out_dir / f'{args.split}_{index:0{len(str(len(dataset) - 1))}}.png', as_png(picture))
     print(f'Wrote {number} pictures to {args.out_dir}')

@@ -32,7 +32,7 @@ SCOPES = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'repl_mm')
 
 
 @contextmanager
-def friendly(*, on_interrupt: str = '') -> Iterator[None]:
+def exit_on_user_error(*, on_interrupt: str = '') -> Iterator[None]:
     """End a tool on bad input with one sentence and exit code 2, and on Ctrl-C with 130; other errors pass.
 
     Use it as a decorator of ``main``.

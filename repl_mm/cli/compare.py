@@ -9,11 +9,11 @@ from rich.console import Console
 
 from repl_mm.analysis.compare import as_json, as_markdown, as_table, compare, conditions
 from repl_mm.analysis.plot import as_png
-from repl_mm.cli.common import friendly
-from repl_mm.engine.files import write
+from repl_mm.cli.common import exit_on_user_error
+from repl_mm.engine.files import write_atomic
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work directory of a run; the E2E run first')
@@ -33,7 +33,7 @@ def main() -> None:
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        write(out / name, content)
+        write_atomic(out / name, content)
     console = Console()
     console.print(as_table(comparison))
     console.print(conditions(comparison), highlight=False)

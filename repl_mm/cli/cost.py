@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser
 
-from repl_mm.cli.common import CfgOptions, friendly, load_scoped_config
+from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
 
 # isort: split
 from mmengine.logging import MMLogger
@@ -26,7 +26,7 @@ def cells(cost: Cost, reference: Cost) -> list[str]:
     return texts
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config with sites')

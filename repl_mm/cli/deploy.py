@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from repl_mm.cli.common import CfgOptions, add_trust, build_model, friendly, load_scoped_config
+from repl_mm.cli.common import CfgOptions, add_trust, build_model, exit_on_user_error, load_scoped_config
 from repl_mm.engine.errors import HOST_ERRORS, sentence
-from repl_mm.engine.files import write
-from repl_mm.engine.weights import read_checkpoint, require_fit
+from repl_mm.engine.files import write_atomic
+from repl_mm.engine.weights import load_strict, read_checkpoint
 
 # isort: split
 from io import BytesIO
@@ -88,7 +88,7 @@ def load_model(config: Config, args: Namespace) -> tuple[BaseModel, dict[str, An
     checkpoint = read_checkpoint(args.checkpoint)
     weights = pick_weights(checkpoint, ema=not args.no_ema)
     model = build_model(config)
-    require_fit(model, {'state_dict': weights}, source=args.checkpoint)
+    load_strict(model, {'state_dict': weights}, source=args.checkpoint)
     broken = [key for key, value in weights.items() if not value.double().isfinite().all()]
     if broken:
         raise ValueError(
@@ -186,10 +186,10 @@ def write_exports(static: nn.Module, path: Path, args: Namespace) -> None:
             raise ValueError(f'the export as {form} differs by {difference:.1e} from the model: nothing was written')
         opset = f', opset {OPSET}' if form == 'onnx' else ''
         print(f'{form}: images {shape}{opset}, relative difference {difference:.1e}')
-        write(path.with_suffix(EXPORTS[form]), content)
+        write_atomic(path.with_suffix(EXPORTS[form]), content)
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     args = parse_args()
     config = load_scoped_config(args, sections=('model', 'test_dataloader'))
@@ -203,8 +203,8 @@ def main() -> None:
         deployed_config(config, fuse_all=args.fuse_all).dump(path)
         buffer = BytesIO()
         torch.save({'state_dict': static.state_dict(), 'meta': meta}, buffer)
-        write(path.with_suffix('.pth'), buffer.getvalue())
-        write(path.with_suffix('.safetensors'), as_safetensors(static.state_dict(), meta=meta))
+        write_atomic(path.with_suffix('.pth'), buffer.getvalue())
+        write_atomic(path.with_suffix('.safetensors'), as_safetensors(static.state_dict(), meta=meta))
         if args.format:
             with warnings.catch_warnings(action='ignore'):  # torch's of itself
                 write_exports(static, path, args)

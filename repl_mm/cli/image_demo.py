@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repl_mm.cli.common import add_picture_arguments, add_trust, build_model, friendly, load_scoped_config
+from repl_mm.cli.common import add_picture_arguments, add_trust, build_model, exit_on_user_error, load_scoped_config
 from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write
-from repl_mm.engine.weights import read_checkpoint, require_fit
+from repl_mm.engine.files import write_atomic
+from repl_mm.engine.weights import load_strict, read_checkpoint
 
 # isort: split
 import torch
@@ -60,7 +60,7 @@ def find_images(path: Path, *, out_dir: Path) -> dict[Path, Path]:
 
 def load_model(config: Config, checkpoint: Mapping[str, Any], *, source: str, device: str) -> BaseModel:
     model = build_model(config)
-    require_fit(model, checkpoint, source=source)
+    load_strict(model, checkpoint, source=source)
     with explain(f'cannot use --device {device}'):
         model.to(device)
     model.eval()
@@ -91,7 +91,7 @@ def read_image(path: Path, load: Compose) -> dict:
         return load(dict(img_path=str(path), img_id=0))
 
 
-@friendly()
+@exit_on_user_error()
 @torch.no_grad()
 def main() -> None:
     args = parse_args()
@@ -112,7 +112,7 @@ def main() -> None:
         pixels = data['img'].copy()  # some transforms write into it
         [sample] = model.test_step(pseudo_collate([transform(data)]))
         drawn = draw(pixels, sample, scope=config.default_scope, meta=meta, truth=False, score_thr=args.score_thr)
-        write(picture, as_png(drawn))
+        write_atomic(picture, as_png(drawn))
     for problem in problems:
         print(f'error: {problem}', file=sys.stderr)
     print(f'Wrote {len(pictures) - len(problems)} picture(s) to {args.out_dir}')

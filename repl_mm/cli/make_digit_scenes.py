@@ -5,13 +5,13 @@ from pathlib import Path
 
 from rich.progress import track
 
-from repl_mm.cli.common import friendly
+from repl_mm.cli.common import exit_on_user_error
 from repl_mm.datasets.digit_scenes import make_scenes, write_cityscapes, write_coco
 
 WRITERS = dict(coco=write_coco, cityscapes=write_cityscapes)
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('format', choices=WRITERS)

@@ -5,7 +5,7 @@ python tools/plan.py my_config.py --save-time 15% --batch-size 16 --size 224 224
 
 from argparse import ArgumentParser, ArgumentTypeError
 
-from repl_mm.cli.common import CfgOptions, friendly, load_scoped_config
+from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
 from repl_mm.engine.errors import explain
 
 # isort: split
@@ -66,7 +66,7 @@ def shortfall(plan: Plan, target: Saving) -> str:
     return f'{word}\nThe nearest that was found:'
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='config of a ResNet or a ViT, of a host library or of this one')

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from repl_mm.cli.common import friendly
+from repl_mm.cli.common import exit_on_user_error
 from repl_mm.datasets.integrity import SOURCES, check, contents
 
 LABELS, POLYGONS = '_labelTrainIds.png', '_polygons.json'
@@ -28,7 +28,7 @@ def make_train_ids(root: Path) -> None:
         os.replace(beside, labels)
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('name', help=f'one of {", ".join(SOURCES)}')

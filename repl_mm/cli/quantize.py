@@ -6,10 +6,10 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
 
-from repl_mm.cli.common import add_trust, build_runner, friendly, load_config
+from repl_mm.cli.common import add_trust, build_runner, exit_on_user_error, load_config
 from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write
-from repl_mm.engine.weights import read_checkpoint, require_fit
+from repl_mm.engine.files import write_atomic
+from repl_mm.engine.weights import load_strict, read_checkpoint
 
 # isort: split
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from repl_mm.analysis.compare import METRICS
 from repl_mm.analysis.runs import find_config, name_runs
 from repl_mm.backbones import ReplMixin
-from repl_mm.benchmark.timing import describe, time_in_turns
+from repl_mm.benchmark.timing import describe, time_interleaved
 from repl_mm.deployment import RawOutputs, deploy
 from repl_mm.export.quantization import quantize, quantize_onnx
 from repl_mm.surgery import fold_norms
@@ -54,7 +54,7 @@ def load_run(folder: Path, *, work_dir: Path) -> Runner:
     config = load_config(args, sections=('model', 'train_dataloader', 'test_dataloader', 'test_evaluator'))
     config.update(load_from=None, resume=False, log_level='WARNING')
     runner = build_runner(config, loops=['test'])
-    require_fit(runner.model, read_checkpoint(path), source=path)
+    load_strict(runner.model, read_checkpoint(path), source=path)
     if isinstance(runner.model.backbone, ReplMixin):
         runner.model = deploy(runner.model, fuse_all=True)
     else:  # the host's own, of an E2E run
@@ -89,7 +89,7 @@ def score_forms(folder: Path, *, number: int, work_dir: Path) -> dict[str, dict[
         results[form] = {key: float(value) for key, value in runner.test().items() if key in METRICS and value != -1}
     with torch.no_grad():
         calls = {form: partial(RawOutputs(model), batches[0]) for form, model in models.items()}
-        times = time_in_turns(calls, seconds=10)
+        times = time_interleaved(calls, seconds=10)
     for form, seconds in times.items():
         results[form]['images/s'] = len(batches[0]) / sorted(seconds)[len(seconds) // 2]
     return results
@@ -111,7 +111,7 @@ def as_rows(results: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
     return rows
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     args = parse_args()
     if args.calibration < 2:
@@ -127,8 +127,8 @@ def main() -> None:
     conditions = describe(torch.device('cpu'))
     lines = [head, ['---', '---', *['---:'] * len(FORMS)], *rows]
     markdown = '\n'.join(f'| {" | ".join(line)} |' for line in lines) + f'\n\n{conditions}\n'
-    write(args.out / 'quantization.md', markdown.encode())
-    write(args.out / 'quantization.json', (json.dumps(results, indent=2) + '\n').encode())
+    write_atomic(args.out / 'quantization.md', markdown.encode())
+    write_atomic(args.out / 'quantization.json', (json.dumps(results, indent=2) + '\n').encode())
     table = Table(*head)
     for row in rows:
         table.add_row(*row)

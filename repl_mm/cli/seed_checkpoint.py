@@ -12,12 +12,12 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
-from repl_mm.cli.common import add_arguments, build_model, friendly, load_config
+from repl_mm.cli.common import add_arguments, build_model, exit_on_user_error, load_config
 from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write
+from repl_mm.engine.files import write_atomic
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file')
@@ -36,5 +36,5 @@ def main() -> None:
         model.init_weights()
     buffer = io.BytesIO()
     torch.save({'state_dict': model.state_dict()}, buffer)
-    write(args.out, buffer.getvalue())
+    write_atomic(args.out, buffer.getvalue())
     print(f'Wrote {args.out}')

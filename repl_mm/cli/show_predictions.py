@@ -4,11 +4,11 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from repl_mm.analysis.predictions import as_grid
-from repl_mm.cli.common import friendly
-from repl_mm.engine.files import write
+from repl_mm.cli.common import exit_on_user_error
+from repl_mm.engine.files import write_atomic
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work directory of a run of mmdet or mmseg')
@@ -20,5 +20,5 @@ def main() -> None:
         raise ValueError(f'--out is a picture: give a name that ends in .png, got {args.out}')
     if args.number < 1:
         raise ValueError(f'--number is at least 1, got {args.number}')
-    write(args.out, as_grid(args.runs, number=args.number, threshold=args.score_thr))
+    write_atomic(args.out, as_grid(args.runs, number=args.number, threshold=args.score_thr))
     print(f'Wrote {args.out}')

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from repl_mm.backbones import ReplMixin
-from repl_mm.cli.common import add_arguments, friendly, load_config
+from repl_mm.cli.common import add_arguments, exit_on_user_error, load_config
 from repl_mm.engine.errors import explain
 
 KEPT, REPLACED = '■', '□'
@@ -41,7 +41,7 @@ def site_table(backbone: ReplMixin) -> Table:
     return table
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file')

@@ -4,8 +4,8 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from repl_mm.cli.common import add_arguments, add_trust, build_runner, friendly, load_config
-from repl_mm.engine.weights import read_checkpoint, require_fit
+from repl_mm.cli.common import add_arguments, add_trust, build_runner, exit_on_user_error, load_config
+from repl_mm.engine.weights import load_strict, read_checkpoint
 
 # isort: split
 from mmengine.config import Config, ConfigDict
@@ -92,7 +92,7 @@ def use_pictures(config: Config, folder: str) -> None:
     config.merge_from_dict(dict(default_hooks=dict(visualization=hook), visualizer=visualizer))
 
 
-@friendly()
+@exit_on_user_error()
 def main() -> None:
     args = parse_args()
     config = load_config(args, sections=('default_scope', 'model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
@@ -108,7 +108,7 @@ def main() -> None:
         use_pictures(config, args.show_dir)
     checkpoint = read_checkpoint(args.checkpoint)
     runner = build_runner(config, loops=['test'])
-    require_fit(runner.model, checkpoint, source=args.checkpoint)
+    load_strict(runner.model, checkpoint, source=args.checkpoint)
     if as_pickle:
         runner.test_evaluator.metrics.append(DumpPredictions(args.out))
     runner.test()

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repl_mm.cli.common import add_arguments, add_trust, build_model, build_runner, friendly, load_config
+from repl_mm.cli.common import add_arguments, add_trust, build_model, build_runner, exit_on_user_error, load_config
 from repl_mm.engine.checkpoints import find_newest
-from repl_mm.engine.weights import read_checkpoint, require_fit
+from repl_mm.engine.weights import load_strict, read_checkpoint
 
 # isort: split
 from mmengine.config import Config
@@ -84,7 +84,7 @@ def use_checkpoint(config: Config, path: str) -> Mapping[str, Any]:
     return checkpoint
 
 
-@friendly(on_interrupt='run again with --resume to continue from the last checkpoint')
+@exit_on_user_error(on_interrupt='run again with --resume to continue from the last checkpoint')
 def main() -> None:
     args = parse_args()
     config = load_config(args, sections=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))
@@ -102,6 +102,6 @@ def main() -> None:
     runner = build_runner(config, loops=['train'] + ['val'] * (config.get('val_cfg') is not None))
     if path is not None:
         model = runner.model if isinstance(runner.model, BaseModel) else build_model(config)  # sharded: a config
-        require_fit(model, checkpoint, source=path)
+        load_strict(model, checkpoint, source=path)
         del checkpoint  # it holds the optimizer's state as well
     runner.train()

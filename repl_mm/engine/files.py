@@ -14,7 +14,7 @@ def remove_parts(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write a file beside, down to the disk, then move it into place.
 
     Raises:
@@ -45,15 +45,15 @@ def _sync_folder(path: Path) -> None:
 
 
 class AtomicBackend(LocalBackend):
-    """mmengine's access to local files, through which it saves checkpoints; writes by :func:`write`."""
+    """mmengine's access to local files, through which it saves checkpoints; writes by :func:`write_atomic`."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes."""
-        write(Path(filepath), obj)
+        write_atomic(Path(filepath), obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Write text."""
-        write(Path(filepath), obj.encode(encoding))
+        write_atomic(Path(filepath), obj.encode(encoding))
 
 
 # From here on mmengine uses it for every path without a prefix such as ``s3://``.

@@ -1,4 +1,4 @@
-"""What the cost hook measures with: a stopwatch for the runner's time, and one gauge for each kind of device."""
+"""What the cost hook measures with: a stopwatch for the runner's time, and one meter for each kind of device."""
 
 import multiprocessing
 import os
@@ -84,7 +84,7 @@ def _reset_peak_resident() -> bool:
     return True
 
 
-class HostGauge:
+class HostMeter:
     """Step times and resident memory where steps run on the CPU.
 
     Memory is the sum over the process and its data-loader workers; pages they share count in each of them.
@@ -128,8 +128,8 @@ class HostGauge:
         return totals
 
 
-class CudaGauge:
-    """Step times by CUDA events and memory by torch's allocator; attributes as in :class:`HostGauge`."""
+class CudaMeter:
+    """Step times by CUDA events and memory by torch's allocator; attributes as in :class:`HostMeter`."""
 
     def __init__(self) -> None:
         self.device = torch.cuda.get_device_name()

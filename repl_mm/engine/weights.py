@@ -30,7 +30,7 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     return checkpoint
 
 
-def require_fit(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str) -> None:
+def load_strict(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str) -> None:
     """Make sure that a checkpoint fits a model key by key, by loading it; mmengine would warn and go on.
 
     Raises:

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from test_backbones import ReplResNet, ReplResNetCIFAR
 
 from repl_mm.backbones import ReplResNeXt
-from repl_mm.backbones.stochastic_depth import skip_none
+from repl_mm.backbones.stochastic_depth import disabled_stochastic_depth
 from repl_mm.layers import ComputingLayer
 
 SITES = dict(policy='budget', count=3)
@@ -46,7 +46,7 @@ def test_skipping_rests_for_a_while(monkeypatch):
     twin.skip_rate = 0
     x = torch.rand(2, block.conv1.in_channels, 6, 6)
     monkeypatch.setattr(torch, 'rand', lambda _: torch.tensor(0.0))
-    with skip_none(torch.nn.Sequential(block)):
+    with disabled_stochastic_depth(torch.nn.Sequential(block)):
         assert block(x).equal(twin(x))
     assert block(x) is x
 

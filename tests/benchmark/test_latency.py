@@ -17,7 +17,7 @@ from test_tools import run
 from repl_mm.analysis.complexity import count
 from repl_mm.benchmark import latency, timing
 from repl_mm.benchmark.latency import FORMS, as_markdown, as_png, build_forms, measure, prepare
-from repl_mm.benchmark.timing import as_csv, time_in_turns
+from repl_mm.benchmark.timing import as_csv, time_interleaved
 from repl_mm.layers import StaticLayer
 from repl_mm.surgery import computing_layers
 
@@ -28,7 +28,7 @@ MEASURED = dict(backend='fp32', batch=2, size=(32, 32), device=torch.device('cpu
 def test_turns_go_back_and_forth_and_last_long_enough(monkeypatch):
     order, clock = [], itertools.count()
     monkeypatch.setattr(timing.time, 'perf_counter', lambda: next(clock))
-    times = time_in_turns({name: lambda name=name: order.append(name) for name in 'abc'}, seconds=200)
+    times = time_interleaved({name: lambda name=name: order.append(name) for name in 'abc'}, seconds=200)
     assert ''.join(order[:9]) == 'aaabbbccc'
     assert ''.join(order[9:21]) == 'abccbaabccba'
     # 10 turns read the clock 6 times each, the others once more to see whether it is enough: 60 + 20 x 7 = 200.
@@ -39,7 +39,7 @@ def test_turns_go_back_and_forth_and_last_long_enough(monkeypatch):
 def test_ratios_are_medians_within_turns(monkeypatch):
     rng = np.random.default_rng(0)
     times = {form: list(rng.uniform(0.01, 0.03, 11)) for form in FORMS}
-    monkeypatch.setattr(latency, 'time_in_turns', lambda calls, seconds: times)
+    monkeypatch.setattr(latency, 'time_interleaved', lambda calls, seconds: times)
     rows = {row.form: row for row in measure(Config.fromfile(CONFIG), **MEASURED)}
     deployed = rows['RepL, deployed']
     for found, reference in ((deployed.over_e2e, 'E2E'), (deployed.over_dynamic, 'RepL, dynamic')):
@@ -90,7 +90,7 @@ def test_compile_is_asked_for(monkeypatch):
 
 def test_published_figures_stand_beside_their_rows(monkeypatch):
     """Table XI has batches, Table XII has not."""
-    monkeypatch.setattr(latency, 'time_in_turns', lambda calls, seconds: {form: [1.0] for form in calls})
+    monkeypatch.setattr(latency, 'time_interleaved', lambda calls, seconds: {form: [1.0] for form in calls})
     monkeypatch.setattr(latency, 'build_forms', lambda config: dict.fromkeys(FORMS))
     monkeypatch.setattr(latency, 'prepare', lambda *_, **__: None)
     folder = CONFIG.parents[1] / 'classification'

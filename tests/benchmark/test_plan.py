@@ -14,7 +14,7 @@ from test_tools import run
 from repl_mm.analysis.cost import count_cost
 from repl_mm.benchmark import plan as planning
 from repl_mm.benchmark.plan import Saving, make_plan, replaceable
-from repl_mm.benchmark.site_profile import Parts, measure_parts
+from repl_mm.benchmark.site_profile import SiteProfile, measure_site_profile
 from repl_mm.benchmark.step import TrainingStep
 from repl_mm.benchmark.training import MIB, StepCost
 from repl_mm.benchmark.variants import with_repl
@@ -32,9 +32,9 @@ def savings(monkeypatch):
     """Every site saves 4 % of time and 2 % of memory by prediction; what is measured is set by the test."""
 
     def set_up(measured, *, time=(0.04,) * 3, memory=0.02):
-        def measure_parts(config, forms, **options):
+        def measure_site_profile(config, forms, **options):
             layout = TrainingStep(config, **STEP).model.backbone.layout()
-            parts = Parts(layout, layout.eligible(), [], mib=1.0, seconds=1.0)
+            parts = SiteProfile(layout, layout.eligible(), [], mib=1.0, seconds=1.0)
             for _ in forms:
                 parts.site_seconds.append(dict(enumerate(time)))
                 parts.site_mib.append(dict.fromkeys(range(len(time)), memory))
@@ -49,7 +49,7 @@ def savings(monkeypatch):
             saved = measured(repl)
             return [StepCost(**row), StepCost(**row, time=1 - saved[0], memory=1 - saved[1])]
 
-        monkeypatch.setattr(planning, 'measure_parts', measure_parts)
+        monkeypatch.setattr(planning, 'measure_site_profile', measure_site_profile)
         monkeypatch.setattr(planning, 'measure_steps', measure_steps)
         return asked
 
@@ -127,7 +127,7 @@ def test_predicted_memory_is_that_of_the_equations(path, state, side, monkeypatc
     config = replaceable(Config.fromfile(path))
     forms = planning.TRANSFORMER_FORMS if path == VIT else planning.RESIDUAL_FORMS
     size = (side, side)
-    parts = measure_parts(config, forms[:2], seconds=0, **STEP | dict(size=size))
+    parts = measure_site_profile(config, forms[:2], seconds=0, **STEP | dict(size=size))
     site = parts.eligible[-1]
     e2e = count_cost(config, (3, *size))
     for form, predicted in zip(forms, parts.site_mib, strict=False):
@@ -141,7 +141,7 @@ def test_predicted_memory_is_that_of_the_equations(path, state, side, monkeypatc
 def test_positions_in_frozen_stages_are_left_out():
     config = Config.fromfile(CONFIGS / 'demo/retinanet_r34_fpn_digits.py')
     config.model.backbone.frozen_stages = 2
-    parts = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
+    parts = measure_site_profile(replaceable(config), ({},), seconds=0, **STEP)
     assert {site.stage for site in parts.frozen} == {0, 1}
     assert {site.stage for site in parts.eligible} == {2, 3}
     config.model.backbone.frozen_stages = 4
@@ -151,9 +151,9 @@ def test_positions_in_frozen_stages_are_left_out():
 
 def test_stochastic_depth_is_no_obstacle():
     config = Config.fromfile(RESNET)
-    plain = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
+    plain = measure_site_profile(replaceable(config), ({},), seconds=0, **STEP)
     config.model.backbone.stochastic_depth = 0.99
-    skipping = measure_parts(replaceable(config), ({},), seconds=0, **STEP)
+    skipping = measure_site_profile(replaceable(config), ({},), seconds=0, **STEP)
     assert skipping.mib == plain.mib
     assert skipping.site_mib == plain.site_mib
 

@@ -7,7 +7,6 @@ import csv
 import io
 import re
 import resource
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from repl_mm.benchmark.training import (
     measure_steps,
 )
 from repl_mm.benchmark.variants import PUBLISHED, VARIANTS, build_variants, name_of
+from repl_mm.cli.benchmark import SUITE
 from repl_mm.surgery import computing_layers
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -152,7 +152,7 @@ def test_ratios_are_medians_within_turns(monkeypatch):
     rng = np.random.default_rng(0)
     times = {name: list(rng.uniform(0.1, 0.3, 7)) for name in ('E2E', 'RepL')}
     memory = iter([dict(total=8.0, weights=1.0), dict(total=6.0, weights=0.5)])
-    monkeypatch.setattr(training, 'time_in_turns', lambda steps, seconds, least: times)
+    monkeypatch.setattr(training, 'time_interleaved', lambda steps, seconds, least: times)
     monkeypatch.setattr(training, 'measure_memory', lambda step: next(memory))
     e2e, repl = measure_steps(build_variants(Config.fromfile(RESNET), ('E2E', 'RepL')), **MEASURED)
     ratios = np.divide(times['RepL'], times['E2E'])
@@ -206,7 +206,7 @@ def test_allocations_fail_where_memory_ends():
 
 def test_every_published_row_has_its_config():
     names = []
-    for path, overrides, *_ in runpy.run_path(str(CONFIGS.parent / 'tools/benchmark.py'))['SUITE']:
+    for path, overrides, *_ in SUITE:
         config = Config.fromfile(CONFIGS / path)
         config.merge_from_dict(overrides)
         names.append(name_of(config))

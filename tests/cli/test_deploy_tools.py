@@ -350,7 +350,7 @@ def test_a_backend_that_does_nothing_is_an_error(monkeypatch):
 @pytest.mark.parametrize('text', [REPL, CLASSIFIER])
 def test_quantize_tool_scores_a_run(text, tmp_path, monkeypatch):
     """FP32 is what tools/test.py says; all forms are scored, of RepL and of the host's own backbone."""
-    monkeypatch.setattr(timing, 'time_in_turns', lambda calls, seconds: {form: [1.0] * 3 for form in calls})
+    monkeypatch.setattr(timing, 'time_interleaved', lambda calls, seconds: {form: [1.0] * 3 for form in calls})
     folder = tmp_path / 'run'
     folder.mkdir()
     (folder / 'net.py').write_text(text)

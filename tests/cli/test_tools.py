@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import repl_mm.cli.common
-from repl_mm.cli.common import friendly, load_config
+from repl_mm.cli.common import exit_on_user_error, load_config
 
 # isort: split
 import torch
@@ -405,7 +405,7 @@ def test_other_processes_give_the_first_one_time_to_speak(capsys, monkeypatch):
     monkeypatch.setattr('time.sleep', pauses.append)
     for rank in '01':
         monkeypatch.setenv('RANK', rank)
-        with pytest.raises(SystemExit, match='2'), friendly():
+        with pytest.raises(SystemExit, match='2'), exit_on_user_error():
             raise ValueError('no')
     assert capsys.readouterr().err.splitlines() == ['error: no', 'rank 1: error: no']
     assert len(pauses) == 1

@@ -25,10 +25,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import Dataset
 
-from repl_mm.engine import meters as gauges
+from repl_mm.engine import meters
 from repl_mm.engine.hooks import CostHook
 from repl_mm.engine.hooks import cost as cost_module
-from repl_mm.engine.meters import CudaGauge, HostGauge, Stopwatch
+from repl_mm.engine.meters import CudaMeter, HostMeter, Stopwatch
 
 IMAGES, BATCH = 24, 4  # six steps an epoch
 STEP, DATA, VALIDATION, LOG, CHECKPOINT, HOOK = 0.5, 0.125, 64.0, 16.0, 32.0, 8.0  # seconds; sums are exact
@@ -480,23 +480,23 @@ def test_resident_memory_counts_the_workers(tmp_path: Path) -> None:
 def test_without_a_high_water_mark_the_samples_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: planned resident sizes; the second of three is the largest."""
     sizes = iter([100, 100, 700, 300])
-    monkeypatch.setattr(gauges, '_reset_peak_resident', lambda: False)
-    monkeypatch.setattr(gauges, '_resident', lambda pid: next(sizes))
-    gauge = HostGauge()
+    monkeypatch.setattr(meters, '_reset_peak_resident', lambda: False)
+    monkeypatch.setattr(meters, '_resident', lambda pid: next(sizes))
+    meter = HostMeter()
     for _ in range(3):
-        gauge.sample()
-    assert gauge.memory == {'peak_resident': 700, 'resident_at_start': 100}
+        meter.sample()
+    assert meter.memory == {'peak_resident': 700, 'resident_at_start': 100}
 
 
 def two_ranks(rank: int, folder: Path) -> None:
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     plans = {0: {'peak_resident': 500, 'resident_at_start': 70}, 1: {'peak_resident': 900, 'resident_at_start': 60}}
 
-    class PlannedGauge(HostGauge):
+    class PlannedGauge(HostMeter):
         def sample(self) -> None:
             self.memory = plans[rank]
 
-    cost_module.HostGauge = PlannedGauge
+    cost_module.HostMeter = PlannedGauge
     Stopwatch.clock = clock = Clock()
     make_runner(folder / f'rank{rank}', clock).train()
     dist.barrier()
@@ -630,18 +630,18 @@ def test_the_cuda_peak_survives_mmengines_log_lines(tmp_path: Path, clock: Clock
 
 
 def test_cuda_events_are_taken_in_order_and_only_when_finished(clock: Clock, gpu: FakeGpu) -> None:
-    gauge = CudaGauge()
+    meter = CudaMeter()
     for seconds in (1.0, 2.0):
-        gauge.begin_step()
+        meter.begin_step()
         gpu.launch(seconds)
-        gauge.end_step()
-    gauge.collect()
-    assert gauge.seconds == []
+        meter.end_step()
+    meter.collect()
+    assert meter.seconds == []
     clock.tick(1.5)
-    gauge.collect()
-    assert gauge.seconds == [1.0]
-    gauge.finish()
-    assert gauge.seconds == [1.0, 2.0]
+    meter.collect()
+    assert meter.seconds == [1.0]
+    meter.finish()
+    assert meter.seconds == [1.0, 2.0]
 
 
 @pytest.mark.parametrize('options', [dict(interval=0), dict(warmup=-1)])

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from repl_mm.engine import files, loops
 from repl_mm.engine.checkpoints import find_newest
-from repl_mm.engine.files import AtomicBackend, write
+from repl_mm.engine.files import AtomicBackend, write_atomic
 from repl_mm.engine.hooks import CheckpointHook, FiniteLossHook, WatchdogHook
 
 STEPS = 6  # an epoch
@@ -493,7 +493,7 @@ def test_an_archive_cannot_write_outside_of_its_folder(tmp_path):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / 'folder/file'
-    write(path, b'old')
+    write_atomic(path, b'old')
     AtomicBackend().put_text('new', path)
     assert path.read_bytes() == b'new'
 
@@ -504,7 +504,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(
         OSError, match=r'cannot write .*folder/file: no space left on device\. What was there'
     ) as caught:
-        write(path, b'newer')
+        write_atomic(path, b'newer')
     assert isinstance(caught.value.__cause__, OSError)
     assert path.read_bytes() == b'new'
     assert list(path.parent.iterdir()) == [path]

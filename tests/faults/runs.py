@@ -157,7 +157,7 @@ def die_while_saving(checkpoint: int, *, fraction: float) -> Callable[[], None]:
     """Die when so much of a checkpoint is written, the first or second or so one; at 1 when it is in its place."""
 
     def prepare() -> None:
-        write, left = repl_mm.engine.files.write, [checkpoint]
+        write, left = repl_mm.engine.files.write_atomic, [checkpoint]
 
         def write_some(path: Path, content: bytes) -> None:
             left[0] -= path.suffix == '.pth'
@@ -170,6 +170,6 @@ def die_while_saving(checkpoint: int, *, fraction: float) -> Callable[[], None]:
                 write(path, content)
             die()
 
-        repl_mm.engine.files.write = write_some
+        repl_mm.engine.files.write_atomic = write_some
 
     return prepare

@@ -114,7 +114,7 @@ def test_a_full_disk_ends_the_run_with_a_word(run, checkpoint, tmp_path, survive
     def fill_up() -> None:
         from repl_mm.engine import files
 
-        write, left = files.write, [checkpoint]
+        write, left = files.write_atomic, [checkpoint]
 
         def write_until_full(path, content):
             left[0] -= path.suffix == '.pth'
@@ -122,7 +122,7 @@ def test_a_full_disk_ends_the_run_with_a_word(run, checkpoint, tmp_path, survive
                 resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, resource.RLIM_INFINITY))
             write(path, content)
 
-        files.write = write_until_full
+        files.write_atomic = write_until_full
 
     process = start(config, work_dir, before=fill_up)
     process.join()

@@ -16,7 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from repl_mm.engine.files import remove_parts, write
+from repl_mm.engine.files import remove_parts, write_atomic
 from repl_mm.engine.loops import ExactResumeMixin
 from repl_mm.registry import HOOKS
 
@@ -183,7 +183,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             self._counts = dict(epoch=runner.epoch, iter=runner.iter)
             runner.save_checkpoint(self.out_dir, name, by_epoch=False, backend_args=self.backend_args)
             if is_main_process():
-                write(Path(runner.work_dir, 'last_checkpoint'), path.encode())
+                write_atomic(Path(runner.work_dir, 'last_checkpoint'), path.encode())
         runner.logger.warning(
             f'Asked to end by {signal.Signals(number).name}: saved {name}. The same command with --resume goes on'
         )

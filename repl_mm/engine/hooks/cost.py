@@ -22,8 +22,8 @@ from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.runner import BaseLoop, Runner
 
 import repl_mm
-from repl_mm.engine.files import write
-from repl_mm.engine.meters import CudaGauge, HostGauge, Stopwatch
+from repl_mm.engine.files import write_atomic
+from repl_mm.engine.meters import CudaMeter, HostMeter, Stopwatch
 from repl_mm.registry import HOOKS
 
 # What the time after a call of the runner's hooks is spent on; after any other call it is what it was before.
@@ -136,7 +136,7 @@ class CostHook(Hook):
                 # The other ranks may be gone, and the GPU in an error: ask neither.
                 self._write(runner, complete=False)
                 raise
-            self._gauge.finish()
+            self._meter.finish()
             self._write(runner, complete=True)
         return result
 
@@ -147,7 +147,7 @@ class CostHook(Hook):
         self._data_seconds: list[float] = []
         self._images: list[int] = []  # on this rank, of each step
         self._shown = 0  # steps that are in the visualizer
-        self._gauge = CudaGauge() if is_cuda_available() else HostGauge()
+        self._meter = CudaMeter() if is_cuda_available() else HostMeter()
         self._watch = Stopwatch()
 
     def _attach(self, runner: Runner, stack: ExitStack) -> None:
@@ -158,7 +158,7 @@ class CostHook(Hook):
             setattr(target, name, replacement)
 
         def log_line(*args: Any, **kwargs: Any) -> Any:
-            self._gauge.sample()
+            self._meter.sample()
             return get_log(*args, **kwargs)
 
         get_log = runner.log_processor.get_log_after_iter
@@ -172,7 +172,7 @@ class CostHook(Hook):
     def _call_hook(self, runner: Runner, call_hook: Callable, fn_name: str, **kwargs: Any) -> None:
         """Stands in for ``runner.call_hook`` while the run lasts."""
         if fn_name == 'after_train_iter':
-            self._gauge.end_step()
+            self._meter.end_step()
         previous = self._watch.category
         self._watch.switch(_during(fn_name, previous))
         if fn_name == 'after_train_iter':
@@ -183,7 +183,7 @@ class CostHook(Hook):
             self._validated_in = previous
         self._watch.switch(self._validated_in if fn_name == 'after_val' else _AFTER.get(fn_name, previous))
         if fn_name == 'before_train_iter':
-            self._gauge.begin_step()
+            self._meter.begin_step()
 
     def _follow(self, runner: Runner, fn_name: str, kwargs: dict[str, Any]) -> None:
         """This hook's own work at a stage."""
@@ -191,12 +191,12 @@ class CostHook(Hook):
             with self._watch.on('logging'):
                 self._show(runner)
         if fn_name in ('after_train_iter', 'after_val_iter') and kwargs['batch_idx'] % self.interval == 0:
-            self._gauge.sample()
+            self._meter.sample()
         if fn_name in ('after_train_epoch', 'after_val'):
             self._write(runner, complete=False)
 
     def _count_step(self, batch: Any) -> None:
-        self._gauge.collect(self._watch.take('step'))
+        self._meter.collect(self._watch.take('step'))
         self._data_seconds.append(self._watch.take('data'))
         images = _images(batch)
         self._images.append(len(images))
@@ -204,17 +204,17 @@ class CostHook(Hook):
 
     def _show(self, runner: Runner) -> None:
         """Add the means since the last time to the curves."""
-        new = slice(self._shown, len(self._gauge.seconds))
+        new = slice(self._shown, len(self._meter.seconds))
         count = new.stop - new.start
         if count == 0:  # the GPU has not finished one
             return
-        self._gauge.sample()
-        step, data = sum(self._gauge.seconds[new]), sum(self._data_seconds[new])
+        self._meter.sample()
+        step, data = sum(self._meter.seconds[new]), sum(self._data_seconds[new])
         scalars = {
             'cost/step_time_s': step / count,
             'cost/data_time_s': data / count,
             'cost/images_per_s': sum(self._images[new]) * get_world_size() / (step + data),
-            'cost/peak_memory_bytes': next(iter(self._gauge.memory.values())),
+            'cost/peak_memory_bytes': next(iter(self._meter.memory.values())),
         }
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
         self._shown = new.stop
@@ -226,22 +226,22 @@ class CostHook(Hook):
                 f'cost.json has no step time: {record["steps"]} steps ran, and the first {self.warmup} are warm-up.'
             )
         if is_main_process():
-            write(Path(runner.work_dir, 'cost.json'), f'{json.dumps(record, indent=2)}\n'.encode())
+            write_atomic(Path(runner.work_dir, 'cost.json'), f'{json.dumps(record, indent=2)}\n'.encode())
 
     def _figures(self) -> dict[str, Any]:
         """What this run and those before it, up to the checkpoint, have measured."""
-        own = slice(self.warmup, len(self._gauge.seconds))  # the steps whose duration is known
+        own = slice(self.warmup, len(self._meter.seconds))  # the steps whose duration is known
         figures = {
             'first_step': self._begin,
             'resumed_at': [],
             'steps': len(self._images),
             'input_shape': self._input_shape,
             'images_per_step': self._images[0] * get_world_size() if self._images else None,
-            'step_s': torch.tensor(self._gauge.seconds[own], dtype=torch.float64),
+            'step_s': torch.tensor(self._meter.seconds[own], dtype=torch.float64),
             'data_s': torch.tensor(self._data_seconds[own], dtype=torch.float64),
             'images': sum(self._images[own]),
-            'time_s': self._gauge.settle(self._watch.totals()),
-            'memory_bytes': self._gauge.memory,
+            'time_s': self._meter.settle(self._watch.totals()),
+            'memory_bytes': self._meter.memory,
         }
         if not (earlier := self._earlier):
             return figures
@@ -263,7 +263,7 @@ class CostHook(Hook):
 
     def _record(self, runner: Runner, *, complete: bool) -> dict[str, Any]:
         """What ``cost.json`` says; all ranks have to call it together when the run is complete."""
-        self._gauge.sample()
+        self._meter.sample()
         figures = self._figures()
         memory = figures['memory_bytes']
         if complete:
@@ -272,7 +272,7 @@ class CostHook(Hook):
             memory = dict(zip(memory, peaks.tolist(), strict=True))
         return {
             'complete': complete,
-            'device': self._gauge.device,
+            'device': self._meter.device,
             'world_size': get_world_size(),
             'versions': {
                 'python': platform.python_version(),
