@@ -7,28 +7,83 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from repl_mm.backbones import ReplMixin
+from repl_mm.layers import ComputingLayer, fold, is_foldable
+from repl_mm.layers.parts import find_reader, norm_pairs, stem_pairs
+from repl_mm.surgery import check_links, computing_layers, stages_with_sites
 
 
-def deploy(model: nn.Module, *, fuse_all: bool = False) -> nn.Module:
-    """A static copy of a trained model, in eval mode: no neighbour links, no synthesis, no branch on a mode.
+class Deployable(nn.Module):
+    """A part of a network that is made static by itself, while the rest stays as it is."""
+
+    @torch.no_grad()
+    def switch_to_deploy(self, *, fuse_all: bool = False) -> None:
+        """Make it static, in place: computing layers become ordinary operators (Eq. 32-33).
+
+        In eval mode it does what it did before. There is no way back: to keep the original, see :func:`deploy`.
+        mmpretrain's and timm's re-parameterisation tools call this method.
+
+        Args:
+            fuse_all: Fold the batch norms of the retained blocks and of the stem into their convolutions too.
+
+        Raises:
+            ValueError: A computing layer lost its neighbours; see :func:`repl_mm.surgery.check_links`.
+        """
+        make_static(self, fuse_all=fuse_all)
+
+
+def deploy(network: nn.Module, *, fuse_all: bool = False) -> nn.Module:
+    """A static copy of a trained network, in eval mode: no neighbour links, no synthesis, no branch on a mode.
 
     Args:
-        model: A model with a backbone of this package, or such a backbone. It is left as it is.
-        fuse_all: Fold the batch norms of the backbone's retained blocks and stem too.
+        network: A network with computing layers, or a model with a backbone of :mod:`repl_mm.backbones`. It is left as
+            it is.
+        fuse_all: Fold the batch norms of retained residual blocks and of the stem too; with a backbone of ours, of
+            that alone.
 
     Raises:
-        ValueError: There is no such backbone, or a computing layer lost its neighbours.
+        ValueError: There is nothing to deploy, or a computing layer lost its neighbours.
     """
-    static = copy.deepcopy(model)
-    backbones = [module for module in static.modules() if isinstance(module, ReplMixin)]
-    if not backbones:
+    static = copy.deepcopy(network)
+    parts = [module for module in static.modules() if isinstance(module, Deployable)]
+    if not parts and not computing_layers(static):
         raise ValueError(
-            f'there is nothing to deploy in {type(model).__name__}: its backbone is none of repl_mm, such as ReplResNet'
+            f'there is nothing to deploy in {type(network).__name__}: it has no computing layers; '
+            'repl_mm.replace puts some in'
         )
-    for backbone in backbones:
-        backbone.switch_to_deploy(fuse_all=fuse_all)
+    for part in parts:
+        part.switch_to_deploy(fuse_all=fuse_all)
+    make_static(static, fuse_all=fuse_all and not parts)
     return static.eval()
+
+
+@torch.no_grad()
+def make_static(network: nn.Module, *, fuse_all: bool) -> None:
+    """What :func:`deploy` does to its copy."""
+    check_links(network)
+    for stage in stages_with_sites(network).values():
+        for index, block in enumerate(stage):
+            if isinstance(block, ComputingLayer):
+                stage[index] = block.fuse()
+    if fuse_all:
+        fold_norms(network)
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Fold the batch norms of residual blocks and of a known stem into the convolutions before them, in place.
+
+    Computing layers read their neighbours' convolutions, so they must be static by now.
+    """
+    pairs = list(stem_pairs(network))
+    for block in network.modules():
+        if find_reader(block) is not None:
+            pairs += norm_pairs(block)
+    homes = {child: (parent, name) for parent in network.modules() for name, child in parent.named_children()}
+    for conv, norm in pairs:
+        if is_foldable(norm):
+            parent, name = homes[conv]
+            setattr(parent, name, fold(conv, norm))
+            parent, name = homes[norm]
+            setattr(parent, name, nn.Identity())
 
 
 def relative_difference(ours: object, reference: object) -> float:

@@ -6,8 +6,8 @@ and no two sites are adjacent.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -34,14 +34,12 @@ class Layout:
     Attributes:
         name: What messages call the network, such as ``ResNet-34``.
         blocks: Number of blocks per stage.
-        first: Index of the first block in a stage that may be replaced. 1 where a computing layer reads its
-            left neighbour from the inside only (BasicBlock, transformer block), 2 where it also reads the
-            neighbour's input projection, which in a stage's first block takes other channels (Bottleneck).
+        refused: Positions between two others that cannot be replaced all the same, and why.
     """
 
     name: str
     blocks: tuple[int, ...]
-    first: int = 1
+    refused: Mapping[Site, str] = field(default_factory=dict)
 
     def refusal(self, site: Site) -> str | None:
         """The reason why ``site`` cannot be replaced on its own, or None where it can."""
@@ -55,9 +53,7 @@ class Layout:
             return 'it is the first block of its stage and has no left neighbour'
         if index == last:
             return 'it is the last block of its stage and has no right neighbour'
-        if index < self.first:
-            return "its left neighbour is the stage's first block, whose reduction takes another channel count"
-        return None
+        return self.refused.get(site)
 
     def eligible(self) -> list[Site]:
         """All positions that can be replaced, in network order."""
@@ -84,25 +80,21 @@ def choose(layout: Layout, *, policy: str, **options: Any) -> Selection:
 
     Args:
         layout: Block counts of the network.
-        policy: ``interval`` (:func:`interval`), ``budget`` (:func:`budget`) or ``explicit``
-            (:func:`explicit`).
+        policy: One of ``POLICIES``: :func:`interval`, :func:`budget`, :func:`explicit`.
         **options: The options of that policy.
 
     Raises:
-        ValueError: Unknown policy or option, a value that is not allowed, or no site left.
+        ValueError: A value that is not allowed, or no site left.
     """
-    if not isinstance(policy, str) or policy not in POLICIES:
-        raise ValueError(f'unknown policy {policy!r}: choose one of {", ".join(map(repr, POLICIES))}')
-    allowed = [name for name in inspect.signature(POLICIES[policy]).parameters if name != 'layout']
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f'policy {policy!r} has no option {", ".join(map(repr, unknown))}: it takes {", ".join(map(repr, allowed))}'
-        )
     selection = POLICIES[policy](layout, **options)
     if not selection.sites:
         raise ValueError(f'{_request(policy, options)} leaves no site in {layout.name}: {_alternatives(layout)}')
     return selection
+
+
+def policy_options(policy: str) -> list[str]:
+    """Names of the options that a policy takes."""
+    return [name for name in inspect.signature(POLICIES[policy]).parameters if name != 'layout']
 
 
 def interval(layout: Layout, *, every: int | None = None) -> Selection:
@@ -244,5 +236,6 @@ def _request(policy: str, options: dict[str, Any]) -> str:
 def _alternatives(layout: Layout) -> str:
     eligible = ', '.join(str(tuple(site)) for site in layout.eligible())
     if not eligible:
-        return f'none of its blocks {layout.blocks} can be replaced, choose a deeper network'
+        why = f': {next(iter(layout.refused.values()))}' if layout.refused else ', choose a deeper network'
+        return f'none of its blocks {layout.blocks} can be replaced{why}'
     return f'positions (stage, index) that can be replaced are {eligible}'

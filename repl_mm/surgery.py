@@ -1,61 +1,215 @@
-"""Surgery on the stages of a built backbone, and the checks that keep the result sound.
+"""Computing layers into a network, and the checks that keep the result sound.
 
 A stage is an indexable module of blocks (``nn.Sequential`` or ``nn.ModuleList``). A computing layer is put at the
 index of the block that it replaces, so every retained block keeps its state-dict key.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from repl_mm.layers import ComputingLayer, StaticLayer, fold, is_foldable
-from repl_mm.sites import Site
+from repl_mm.layers import ComputingLayer, ReplConfig, StaticLayer, read
+from repl_mm.layers.config import FORMS, forms_for
+from repl_mm.layers.parts import find_reader, full_name
+from repl_mm.sites import Layout, Selection, Site, choose
 
 # What only a deployed checkpoint has in the place of a block.
 DEPLOYED = ('a deployed layer', 'a block with folded norms')
+COEFFICIENTS = {name for layer in FORMS for name in layer.coefficients}
+
+
+def replace(
+    network: nn.Module, *, stages: Iterable[str] | None = None, policy: str, form: str | None = None, **options: Any
+) -> Selection:
+    """Replace blocks of any network by computing layers, in place.
+
+    Make the optimizer afterwards: one that is made before would train the removed weights. A checkpoint of the network
+    as it was loads into it by ``load_state_dict(..., strict=False)``; one that does not belong to it is refused.
+
+    Args:
+        network: The network, before it is wrapped or compiled.
+        stages: Names of the modules that hold the blocks. Without them, all ``nn.Sequential`` and ``nn.ModuleList``
+            count that hold at least three blocks that a reader accepts.
+        policy: How sites are chosen: ``'interval'``, ``'budget'`` or ``'explicit'``; see :func:`repl_mm.sites.choose`.
+        form: What is put there; ``None`` is the papers' own for these blocks.
+        **options: Those of the policy (``every=4``) and of the form (``mlp_fusion=True``).
+
+    Returns:
+        The chosen sites, as (stage, index), and what was refused.
+
+    Raises:
+        ValueError: There are no stages, or none of that name, or no sites; or the network is wrapped, has computing
+            layers already, or uses a block twice.
+    """
+    _require_bare(network)
+    found = find_stages(network) if stages is None else _named_stages(network, stages)
+    parts = next(parts for blocks in found.values() for block in blocks if (parts := _parts(block)) is not None)
+    repl = dict(policy=policy, **options) | ({} if form is None else dict(form=form))
+    config = ReplConfig.parse(repl, forms=forms_for(parts))
+    selection = replace_blocks(found, config, name=type(network).__name__)
+    if selection.note:
+        warnings.warn(selection.note, stacklevel=2)
+    network._register_load_state_dict_pre_hook(partial(_check_state_dict, names=tuple(found)), with_module=True)
+    return selection
 
 
 def replace_blocks(
-    stages: Mapping[str, nn.Module],
-    sites: tuple[Site, ...],
-    *,
-    build: Callable[..., nn.Module],
-) -> None:
-    """Replace blocks in place.
+    stages: Mapping[str, nn.Module], config: ReplConfig, *, name: str, zero_init_residual: bool = False
+) -> Selection:
+    """Choose sites among the blocks of stages, and put computing layers there, in place.
 
     Args:
-        stages: The backbone's stages by their name in the state dict, in network order.
-        sites: What to replace; see :func:`repl_mm.sites.choose`.
-        build: Makes the new module from ``(removed, prev=left neighbour, next=right neighbour)``.
+        stages: The stages by their name in the state dict, in network order.
+        config: How to replace.
+        name: What messages call the network.
+        zero_init_residual: Start with the layers' branches switched off, as the network's blocks do.
+
+    Raises:
+        ValueError: No site is possible, or one that was asked for is not.
     """
+    selection = choose(lay_out(stages, config, name=name), policy=config.policy, **config.policy_options)
     modules = list(stages.values())
-    for stage, index in sites:
+    for stage, index in selection.sites:
         blocks = modules[stage]
-        blocks[index] = build(blocks[index], prev=blocks[index - 1], next=blocks[index + 1])
+        layer = config.layer_for(read(blocks[index]))
+        blocks[index] = layer(
+            blocks[index],
+            prev=blocks[index - 1],
+            next=blocks[index + 1],
+            zero_init_residual=zero_init_residual,
+            **config.options,
+        )
+    return selection
 
 
-def fuse_blocks(stages: Mapping[str, nn.Module]) -> None:
-    """Put the static form in the place of every computing layer."""
-    for blocks in stages.values():
-        for index, block in enumerate(blocks):
-            if isinstance(block, ComputingLayer):
-                blocks[index] = block.fuse()
+def lay_out(stages: Mapping[str, nn.Module], config: ReplConfig, *, name: str) -> Layout:
+    """Block counts of stages, and which positions the form of a config refuses.
 
-
-def fold_norms(module: nn.Module) -> None:
-    """Fold every batch norm that follows a convolution into it, in place.
-
-    The host libraries register a norm right behind its convolution, in blocks, stems and shortcuts alike. Computing
-    layers read their neighbours' convolutions, so they must be static by now.
+    Raises:
+        ValueError: A block cannot be read, or the form stands for other blocks.
     """
-    for parent in list(module.modules()):
-        children = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in pairwise(children):
-            if isinstance(conv, nn.Conv2d) and is_foldable(norm):
-                setattr(parent, conv_name, fold(conv, norm))
-                setattr(parent, norm_name, nn.Identity())
+    refused = {}
+    for stage, blocks in enumerate(stages.values()):
+        for index in range(1, len(blocks) - 1):
+            reason = _refusal(blocks[index], blocks[index - 1], blocks[index + 1], config)
+            if reason is not None:
+                refused[Site(stage, index)] = reason
+    return Layout(name, tuple(map(len, stages.values())), refused)
+
+
+def _refusal(removed: nn.Module, prev: nn.Module, next: nn.Module, config: ReplConfig) -> str | None:
+    try:
+        parts = [read(block) for block in (removed, prev, next)]
+    except ValueError as error:
+        return str(error)
+    return config.layer_for(parts[0]).refusal(*parts, **config.options)
+
+
+def find_stages(network: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a network that hold three blocks or more that can be read, by name.
+
+    Raises:
+        ValueError: There are none, or stages of two kinds.
+    """
+    found, kinds, reasons = {}, set(), []
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Sequential | nn.ModuleList):
+            continue
+        parts = [_parts(block, reasons) for block in module]
+        known = [part for part in parts if part is not None]
+        if len(known) >= 3:
+            found[name] = module
+            kinds |= set(map(type, known))
+    if not found:
+        raise ValueError(_nothing_found(network, reasons))
+    if len(kinds) > 1:
+        raise ValueError(
+            f'{type(network).__name__} has stages of residual and of transformer blocks, {", ".join(found)}: name '
+            f"those to replace in, such as stages=['{next(iter(found))}']"
+        )
+    return found
+
+
+def _parts(block: nn.Module, reasons: list[str] | None = None) -> Any:
+    """The parts of a block, or None where it cannot be read; then ``reasons`` gets the reason of a known class."""
+    if find_reader(block) is None:
+        return None
+    try:
+        return read(block)
+    except ValueError as error:
+        if reasons is not None:
+            reasons.append(str(error))
+        return None
+
+
+def _nothing_found(network: nn.Module, reasons: Sequence[str]) -> str:
+    name = type(network).__name__
+    if reasons:
+        return f'{name} has no blocks that can be replaced: {reasons[0]}'
+    children = [
+        (full_name(type(block)), len(module))
+        for module in network.modules()
+        if isinstance(module, nn.Sequential | nn.ModuleList) and len(module) >= 3
+        for block in module
+        if find_reader(block) is None and next(block.children(), None) is not None
+    ]
+    if any(_parts(block) is not None for block in network.modules()):
+        return f'{name} has no stage of three blocks or more, so no block between two others: choose a deeper network'
+    if not children:
+        return f'{name} has no stage: an nn.Sequential or nn.ModuleList that holds three blocks or more of one kind'
+    block = Counter(child for child, _ in children).most_common(1)[0][0]
+    short = block.rpartition('.')[2]
+    return (
+        f'{name} has no blocks that a reader knows. Most of its blocks are of class {block}; say once what one of them '
+        f'lends, for a pre-norm transformer:\n'
+        f'@repl_mm.layers.reads({short})\n'
+        f'def _(block):\n'
+        f'    return repl_mm.layers.TransformerParts(\n'
+        f'        proj=block.attn.proj, norm1=block.norm1, norm2=block.norm2,\n'
+        f'        mlp=(block.mlp.fc1, block.mlp.fc2), activation=block.mlp.act, num_heads=block.attn.num_heads,\n'
+        f'    )'
+    )
+
+
+def _named_stages(network: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    names = [names] if isinstance(names, str) else list(names)
+    modules = dict(network.named_modules())
+    for name in names:
+        if name not in modules:
+            holders = [n for n, m in modules.items() if isinstance(m, nn.Sequential | nn.ModuleList) and len(m) >= 3]
+            raise ValueError(
+                f'{type(network).__name__} has no module {name!r}: modules that hold three or more are '
+                f'{", ".join(holders) or "none"}'
+            )
+        if not isinstance(modules[name], nn.Sequential | nn.ModuleList):
+            raise ValueError(f'{name!r} is no stage: give names of nn.Sequential or nn.ModuleList modules')
+    found = {name: modules[name] for name in names}
+    reasons: list[str] = []
+    if not any(_parts(block, reasons) is not None for blocks in found.values() for block in blocks):
+        why = reasons[0] if reasons else _nothing_found(network, [])
+        raise ValueError(f'no block in {", ".join(map(repr, names))} can be read: {why}')
+    return found
+
+
+def _require_bare(network: nn.Module) -> None:
+    name = type(network).__name__
+    if isinstance(network, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ValueError(f'{name} holds a copy of what is trained: replace in network.module, then wrap it')
+    if isinstance(network, torch._dynamo.OptimizedModule) or network._compiled_call_impl is not None:
+        raise ValueError(f'{name} is compiled: replace blocks first, then compile it')
+    if computing_layers(network):
+        raise ValueError(f'{name} has computing layers already: build it anew, and choose all sites in one call')
+    places: dict[nn.Module, str] = {}
+    for path, module in network.named_modules(remove_duplicate=False):
+        if find_reader(module) is not None and places.setdefault(module, path) != path:
+            raise ValueError(
+                f'{path} is the same block as {places[module]}: give each place a block of its own (copy.deepcopy)'
+            )
 
 
 def computing_layers(module: nn.Module) -> list[ComputingLayer]:
@@ -63,7 +217,16 @@ def computing_layers(module: nn.Module) -> list[ComputingLayer]:
     return [child for child in module.modules() if isinstance(child, ComputingLayer)]
 
 
-def check_links(stages: Mapping[str, nn.Module]) -> None:
+def stages_with_sites(network: nn.Module) -> dict[str, nn.Module]:
+    """The modules inside ``network`` that hold computing layers, by name."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if any(isinstance(child, ComputingLayer) for child in module.children())
+    }
+
+
+def check_links(network: nn.Module) -> None:
     """Make sure that every computing layer reads the blocks that stand beside it now.
 
     Copying, pickling and averaging a whole network keep the links; putting another module in a neighbour's place
@@ -72,13 +235,13 @@ def check_links(stages: Mapping[str, nn.Module]) -> None:
     Raises:
         ValueError: A link is broken.
     """
-    for name, blocks in stages.items():
+    for name, stage in stages_with_sites(network).items():
+        blocks = list(stage.children())
         for index, block in enumerate(blocks):
             if not isinstance(block, ComputingLayer):
                 continue
-            for side, linked, beside in (
-                ('left', block.prev, blocks[index - 1]),
-                ('right', block.next, blocks[index + 1]),
+            for side, linked, beside in zip(
+                ('left', 'right'), block.neighbours, (blocks[index - 1], blocks[index + 1]), strict=True
             ):
                 if linked is not beside:
                     raise ValueError(
@@ -88,17 +251,23 @@ def check_links(stages: Mapping[str, nn.Module]) -> None:
                     )
 
 
-def check_checkpoint(stages: Mapping[str, nn.Module], state_dict: Mapping[str, Tensor], *, prefix: str = '') -> None:
-    """Make sure that a checkpoint's blocks are those of this backbone, before anything is loaded.
+def _check_state_dict(
+    network: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any, names: Sequence[str]
+) -> None:
+    check_checkpoint({name: network.get_submodule(name) for name in names}, state_dict, prefix=prefix)
 
-    An end-to-end checkpoint fits a backbone with sites: the removed blocks' weights are left over and the computing
+
+def check_checkpoint(stages: Mapping[str, nn.Module], state_dict: Mapping[str, Tensor], *, prefix: str = '') -> None:
+    """Make sure that a checkpoint's blocks are those of this network, before anything is loaded.
+
+    An end-to-end checkpoint fits a network with sites: the removed blocks' weights are left over and the computing
     layers keep their initial values. What does not fit are blocks of another depth or shape, and sites
     elsewhere; a non-strict load would leave such blocks at random values with no more than a warning.
 
     Args:
-        stages: The backbone's stages by their name in the state dict.
-        state_dict: What is about to be loaded. Without any block of this backbone it passes.
-        prefix: What the backbone's keys begin with, such as ``backbone.``.
+        stages: The stages by their name in the state dict.
+        state_dict: What is about to be loaded. Without any block of this network it passes.
+        prefix: What the network's keys begin with, such as ``backbone.``.
 
     Raises:
         ValueError: The checkpoint belongs to another network.
@@ -107,41 +276,53 @@ def check_checkpoint(stages: Mapping[str, nn.Module], state_dict: Mapping[str, T
     if not any(found.values()):
         return
     depths = [len(blocks) for blocks in stages.values()]
-    their_depths = [max(blocks, default=-1) + 1 for blocks in found.values()]
+    their_depths = [
+        _depth([name for name, _ in blocks.named_children()], found[stage]) for stage, blocks in stages.items()
+    ]
     if depths != their_depths:
         raise ValueError(
-            f'the checkpoint belongs to another depth: it has {their_depths} blocks per stage, this backbone '
+            f'the checkpoint belongs to another depth: it has {their_depths} blocks per stage, this network '
             f'has {depths}. Give the config that the checkpoint was trained with'
         )
     for name, blocks in stages.items():
-        for index, block in enumerate(blocks):
+        for index, block in blocks.named_children():
             _check_block(block, f'{name}.{index}', found[name].get(index, {}))
 
 
-def _blocks_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:
-    """The state dict of each block of a stage, by index."""
-    blocks: dict[int, dict[str, Tensor]] = {}
+def _depth(names: Sequence[str], theirs: Mapping[str, Any]) -> int:
+    """Number of blocks of a stage in a checkpoint, given what this network calls its own."""
+    strangers = len(set(theirs) - set(names))
+    if strangers:
+        return len(names) + strangers
+    return max((place for place, name in enumerate(names, start=1) if name in theirs), default=0)
+
+
+def _blocks_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, dict[str, Tensor]]:
+    """The state dict of each block of a stage, by the block's name."""
+    blocks: dict[str, dict[str, Tensor]] = {}
     for key, value in state_dict.items():
-        if match := re.match(r'(\d+)\.(.+)', key.removeprefix(prefix)) if key.startswith(prefix) else None:
-            blocks.setdefault(int(match[1]), {})[match[2]] = value
+        if key.startswith(prefix):
+            index, dot, rest = key.removeprefix(prefix).partition('.')
+            if dot:
+                blocks.setdefault(index, {})[rest] = value
     return blocks
 
 
 def _check_block(block: nn.Module, name: str, theirs: Mapping[str, Tensor]) -> None:
     own = block.state_dict()
-    replaced = isinstance(block, ComputingLayer | nn.Identity)
+    replaced = isinstance(block, ComputingLayer)
     missing = sorted(set(own) - set(theirs) - {key for key in own if key.endswith('num_batches_tracked')})
     kind = _kind_of(theirs)
-    # A checkpoint that was trained end to end has a whole block where this backbone has a site.
+    # A checkpoint that was trained end to end has a whole block where this network has a site.
     if missing and not (replaced and kind == 'another block'):
         advice = 'Give the same sites as in the run that wrote the checkpoint'
-        if kind in DEPLOYED or isinstance(block, StaticLayer) or 'conv1.bias' in own:
+        if kind in DEPLOYED or isinstance(block, StaticLayer) or _is_folded(own):
             advice = (
                 'A deployed checkpoint goes with the config that was written beside it, any other one with the '
                 'config of its training'
             )
         raise ValueError(
-            f'the checkpoint has {kind} at {name}, where this backbone has a {type(block).__name__}: '
+            f'the checkpoint has {kind} at {name}, where this network has a {type(block).__name__}: '
             f'{missing[0]} is missing. {advice}'
         )
     for key in [key for key in own if key in theirs]:
@@ -152,13 +333,18 @@ def _check_block(block: nn.Module, name: str, theirs: Mapping[str, Tensor]) -> N
             )
 
 
+def _is_folded(block: Mapping[str, Tensor]) -> bool:
+    """Whether the state dict of a block has what folding a norm leaves: a bias of a residual block's convolution."""
+    return 'conv1.bias' in block
+
+
 def _kind_of(block: Mapping[str, Tensor]) -> str:
     """What wrote the state dict of a block."""
     if not block:
         return 'no block'
-    if 'alpha' in block:
+    if COEFFICIENTS & set(block):
         return 'a computing layer'
-    # Only a sequence numbers its children, and the host's convolutions have no bias.
+    # Only a sequence numbers its children.
     if any(key.startswith('0.') for key in block):
         return DEPLOYED[0]
-    return DEPLOYED[1] if 'conv1.bias' in block else 'another block'
+    return DEPLOYED[1] if _is_folded(block) else 'another block'

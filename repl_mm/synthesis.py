@@ -7,58 +7,73 @@ Shapes:
 
 Every source is read through a stop-gradient (Eq. 30): only the coefficients receive gradients. ``prev`` and
 ``next`` are the weights of the left and of the right neighbour, of one shape.
+
+A GPU that waits for launches takes as long as its operators are many, so mixing is an autograd function of few
+operators. It keeps for the backward pass the sources alone, which exist anyway, and can be differentiated once.
 """
 
-from collections.abc import Callable
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 EPS = 1e-8
-# Numbers of a weight from which a pass over it takes longer than Python's part of an autograd function, on two cores.
-LARGE = 2**18
+# As one more column of a row it takes part in the row's norm, in float16 too, where EPS itself would be 0.
+ROOT_OF_EPS = EPS**0.5
 
 
-class _LargeMix(torch.autograd.Function):
-    """``a * prev + b * next`` in fewer passes over the weights than autograd would make, forward or backward.
+def row_norm(weight: Tensor) -> Tensor:
+    """Euclidean norm of each output channel, ``sqrt(sum(W[c]**2) + eps)`` (Eq. 9, 22), shape (C, 1)."""
+    return torch.linalg.vector_norm(F.pad(weight.flatten(1), (0, 1), value=ROOT_OF_EPS), dim=1, keepdim=True)
 
-    It can be differentiated once.
+
+def _row_norms(prev: Tensor, next: Tensor) -> Tensor:
+    """:func:`row_norm` of two weights, shape (C, 2), in fewer operators."""
+    prev, next = prev.flatten(1), next.flatten(1)
+    root = prev.new_full((1, 1), ROOT_OF_EPS).expand(prev.size(0), 1)
+    both = torch.cat((prev, root, next, root), dim=1)
+    return torch.linalg.vector_norm(both.view(prev.size(0), 2, -1), dim=2)
+
+
+class _MixRows(torch.autograd.Function):
+    """``alpha prev / |prev| + beta next / |next|`` of weights as (C, H, d).
+
+    ``shape`` is that of the coefficients beside a weight: (C, 1) for one per row, (1, H) for one per head.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, a: Tensor, prev: Tensor, b: Tensor, next: Tensor) -> Tensor:
-        ctx.save_for_backward(prev, next)
-        ctx.shape = a.shape
-        return torch.mul(prev, a).addcmul_(next, b)
+    def forward(
+        ctx: FunctionCtx, alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor, shape: tuple[int, int]
+    ) -> Tensor:
+        norms = _row_norms(prev, next)
+        scales = torch.stack((alpha, beta), dim=-1).view(*shape, 2) / norms.unsqueeze(1)  # (C, H, 2)
+        a, b = scales.unsqueeze(2).unbind(-1)
+        ctx.save_for_backward(prev, next, norms)
+        ctx.shape = shape
+        blocks = (prev.size(0), shape[1], -1)
+        return torch.mul(prev.reshape(blocks), a).addcmul_(next.reshape(blocks), b).view(prev.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[::2]
-        grad_a, grad_b = (
-            torch.mul(grad, source).sum_to_size(ctx.shape) if is_wanted else None
-            for source, is_wanted in zip(ctx.saved_tensors, wanted, strict=True)
-        )
-        return grad_a, None, grad_b, None
+        prev, next, norms = ctx.saved_tensors
+        blocks = (2, prev.size(0), ctx.shape[1], -1)
+        products = torch.stack((prev, next)).view(blocks).mul_(grad.reshape(blocks[1:])).sum(-1)  # (2, C, H)
+        grads = (products / norms.t().unsqueeze(-1)).sum_to_size(2, *ctx.shape)
+        return grads[0].flatten(), None, grads[1].flatten(), None, None
 
 
-def _mix(a: Tensor, prev: Tensor, b: Tensor, next: Tensor) -> Tensor:
-    """``a * prev + b * next`` for scales a and b of one shape that broadcasts to the weights'.
-
-    Only the sources themselves are kept, which exist anyway, and the gradient of a scale is one contraction. Were the
-    sources normalised first, autograd would keep copies.
-    """
-    if prev.numel() >= LARGE and not torch.compiler.is_compiling():
-        return _LargeMix.apply(a, prev, b, next)
-    return torch.mul(prev, a).add_(torch.mul(next, b))
-
-
-def row_norm(weight: Tensor) -> Tensor:
-    """Euclidean norm of each output channel, ``sqrt(sum(W[c]**2) + eps)`` (Eq. 9, 22), shape (C, 1, ...)."""
-    norm = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
-    # Not hypot, which exporters do not know.
-    return norm.square_().add_(EPS).sqrt_()
+def _mix_rows(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor, shape: tuple[int, int]) -> Tensor:
+    prev, next = prev.detach(), next.detach()
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        return _MixRows.apply(alpha, prev, beta, next, shape)
+    # Compilers and exporters fuse for themselves.
+    blocks = (prev.size(0), shape[1], -1)
+    a, b = (
+        (coefficients.view(shape) / row_norm(source)).unsqueeze(2)
+        for coefficients, source in ((alpha, prev), (beta, next))
+    )
+    return (a * prev.reshape(blocks) + b * next.reshape(blocks)).view(prev.shape)
 
 
 def mix_channels(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
@@ -73,33 +88,7 @@ def mix_channels(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Ten
     Returns:
         ``alpha[c] prev[c] / |prev[c]| + beta[c] next[c] / |next[c]|``, shape (C, ...).
     """
-    prev, next = prev.detach(), next.detach()
-    column = (-1,) + (1,) * (prev.dim() - 1)
-    return _mix(alpha.view(column) / row_norm(prev), prev, beta.view(column) / row_norm(next), next)
-
-
-def mix_outputs(
-    alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor, convolve: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """``convolve(mix_channels(...))`` without mixing kernels, as a convolution is linear in its kernel.
-
-    It convolves twice, but passes over the weights for their norms alone, and needs no gradient of a weight: those of
-    the coefficients are contractions of the outputs. Where outputs are small beside weights, that is cheaper.
-
-    Args:
-        alpha: Coefficients of ``prev``, shape (C,).
-        prev: Kernel of the left neighbour, shape (C, ...).
-        beta: Coefficients of ``next``, shape (C,).
-        next: Kernel of the right neighbour, shape (C, ...).
-        convolve: The convolution as a function of its kernel; it gives (N, C, H, W).
-    """
-    prev, next = prev.detach(), next.detach()
-
-    def scale(coefficients: Tensor, source: Tensor) -> Tensor:
-        return (coefficients / row_norm(source).flatten()).view(-1, 1, 1)
-
-    # Not by _mix: what is mixed has gradients here.
-    return torch.mul(convolve(prev), scale(alpha, prev)).add_(torch.mul(convolve(next), scale(beta, next)))
+    return _mix_rows(alpha, prev, beta, next, (alpha.numel(), 1))
 
 
 def mix_heads(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
@@ -114,16 +103,36 @@ def mix_heads(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor
     Returns:
         The mixed weight, shape (C, H d).
     """
-    prev, next = prev.detach(), next.detach()
-    by_head = (prev.size(0), alpha.numel(), -1)  # (C, H, d)
-    a = (alpha / row_norm(prev)).unsqueeze(-1)  # (C, H, 1)
-    b = (beta / row_norm(next)).unsqueeze(-1)
-    return _mix(a, prev.view(by_head), b, next.view(by_head)).view(prev.shape)
+    return _mix_rows(alpha, prev, beta, next, (1, alpha.numel()))
 
 
-def mix(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
-    """``alpha prev + beta next`` for scalars of shape (1,), the sources as they are (Eq. 20)."""
-    return _mix(alpha, prev.detach(), beta, next.detach())
+class _Mix(torch.autograd.Function):
+    """``alpha prev + beta next`` of several pairs of tensors; those of ``prev`` come first."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, alpha: Tensor, beta: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*sources)
+        half = len(sources) // 2
+        return tuple(
+            torch.mul(prev, alpha).addcmul_(next, beta)
+            for prev, next in zip(sources[:half], sources[half:], strict=True)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        sources = ctx.saved_tensors
+        flat = torch.cat([source.flatten() for source in sources]).view(2, -1)
+        products = flat.mul_(torch.cat([grad.flatten() for grad in grads])).sum(1, keepdim=True)
+        return (*products, *[None] * len(sources))
+
+
+def mix(alpha: Tensor, prev: tuple[Tensor, ...], beta: Tensor, next: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """``alpha prev + beta next`` of each pair for scalars of shape (1,), the sources as they are (Eq. 20)."""
+    prev, next = ([source.detach() for source in sources] for sources in (prev, next))
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        return _Mix.apply(alpha, beta, *prev, *next)
+    return tuple(alpha * p + beta * n for p, n in zip(prev, next, strict=True))
 
 
 @torch.no_grad()
@@ -134,5 +143,6 @@ def average(prev: Tensor, next: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_normalised(prev: Tensor, next: Tensor) -> Tensor:
-    """Mean of two row-normalised weights, without coefficients and without gradients (Eq. 25)."""
-    return torch.mul(prev, 0.5 / row_norm(prev)).addcmul_(next, 0.5 / row_norm(next))
+    """Mean of two row-normalised linear weights, without coefficients and without gradients (Eq. 25)."""
+    left, right = _row_norms(prev, next).mul_(2).unsqueeze(-1).unbind(1)  # (C, 1)
+    return torch.div(prev, left).addcdiv_(next, right)

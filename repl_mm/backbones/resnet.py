@@ -8,9 +8,58 @@ from typing import Any, ClassVar
 
 from mmpretrain.models.backbones import ResNet_CIFAR
 from mmseg.models.backbones import ResNet, ResNetV1c, ResNetV1d, ResNeXt
+from torch import nn
 
-from repl_mm.backbones.mixin import ReplResNetMixin
+from repl_mm.backbones.mixin import ReplMixin
+from repl_mm.backbones.stochastic_depth import SKIPPABLE, apply_stochastic_depth, remove_stochastic_depth
 from repl_mm.registry import MODELS
+
+
+class ReplResNetMixin(ReplMixin):
+    """Replaces blocks of a residual network.
+
+    ``repl=dict(policy='interval', every=4)`` replaces every fourth block of each stage by a computing layer with one
+    coefficient per channel and neighbour. ``recompute=True`` keeps fewer activations and computes more; with
+    ``grad_fraction=0.25`` the coefficients' gradients are estimated from a quarter of each batch.
+
+    Args:
+        *args: Passed on, see :class:`repl_mm.backbones.ReplMixin`.
+        stochastic_depth: Rate at which the last block is skipped in training; see
+            :func:`repl_mm.backbones.stochastic_depth.apply_stochastic_depth`.
+        **kwargs: Passed on.
+    """
+
+    forms = ('channelwise', 'drop')
+    depth_option = 'stochastic_depth'
+
+    def __init__(self, *args: Any, stochastic_depth: float = 0, **kwargs: Any) -> None:
+        is_number = isinstance(stochastic_depth, int | float) and not isinstance(stochastic_depth, bool)
+        if not is_number or not 0 <= stochastic_depth < 1:
+            raise ValueError(f"'stochastic_depth' is at least 0 and below 1, got {stochastic_depth!r}")
+        if stochastic_depth:
+            # The host takes its blocks' class from there.
+            self.arch_settings = {
+                depth: (SKIPPABLE[block], *rest) for depth, (block, *rest) in type(self).arch_settings.items()
+            }
+        super().__init__(*args, **kwargs)
+        if stochastic_depth and not kwargs.get('deploy'):
+            apply_stochastic_depth(
+                [block for blocks in self.repl_stages().values() for block in blocks], stochastic_depth
+            )
+
+    def repl_stages(self) -> dict[str, nn.Module]:
+        return {name: getattr(self, name) for name in self.res_layers}
+
+    @property
+    def title(self) -> str:
+        return f'{type(self).__name__}-{self.depth}'
+
+    def switch_to_deploy(self, *, fuse_all: bool = False) -> None:
+        remove_stochastic_depth(self)
+        super().switch_to_deploy(fuse_all=fuse_all)
+
+    def _freeze(self) -> None:
+        self._freeze_stages()
 
 
 @MODELS.register_module()

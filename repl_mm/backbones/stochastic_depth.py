@@ -6,41 +6,65 @@ after computing it, which regularises in the same way and saves nothing.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
 
+import mmpretrain.models.backbones.resnet as mmpretrain_resnet
+import mmseg.models.backbones.resnet as mmseg_resnet
+import mmseg.models.backbones.resnext as mmseg_resnext
 import torch
 from torch import Tensor, nn
 
-from repl_mm.layers.base import ComputingLayer
 
+class SkippableBlock:
+    """Goes before a residual block's class among the bases; what is not given a rate is never skipped."""
 
-class _Skippable:
-    """Goes before a residual block's class among the bases."""
-
-    skip_rate: float
-    last_norm: str
+    skip_rate = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.skip_rate:
+            return super().forward(x)
         # The input is rectified already, so that it is what the block gives with its branch at zero.
         if self.training and torch.rand(()).item() < self.skip_rate:
             return x
         # The norm itself may be in eval mode while the block trains.
-        getattr(self, self.last_norm).scale = 1 / (1 - self.skip_rate) if self.training else 1
+        _last_norm(self).scale = 1 / (1 - self.skip_rate) if self.training else 1
         return super().forward(x)
 
-    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
-        # Pickle finds no class that was made at run time.
-        return _new, (type(self).__mro__[2],), self.__dict__
+
+class SkippableBasicBlock(SkippableBlock, mmseg_resnet.BasicBlock):
+    """mmseg's BasicBlock."""
 
 
-@cache
-def _skippable(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(f'Skippable{kind.__name__}', (_Skippable, kind), {})
+class SkippableBottleneck(SkippableBlock, mmseg_resnet.Bottleneck):
+    """mmseg's Bottleneck."""
 
 
-def _new(kind: type[nn.Module]) -> nn.Module:
-    return _skippable(kind).__new__(_skippable(kind))
+class SkippableGroupedBottleneck(SkippableBlock, mmseg_resnext.Bottleneck):
+    """mmseg's Bottleneck of ResNeXt."""
+
+
+class SkippableSmallBasicBlock(SkippableBlock, mmpretrain_resnet.BasicBlock):
+    """mmpretrain's BasicBlock."""
+
+
+class SkippableSmallBottleneck(SkippableBlock, mmpretrain_resnet.Bottleneck):
+    """mmpretrain's Bottleneck."""
+
+
+# By the host's class, which is the last but one base.
+SKIPPABLE: dict[type[nn.Module], type[nn.Module]] = {
+    cls.__bases__[1]: cls
+    for cls in (
+        SkippableBasicBlock,
+        SkippableBottleneck,
+        SkippableGroupedBottleneck,
+        SkippableSmallBasicBlock,
+        SkippableSmallBottleneck,
+    )
+}
+
+
+def _last_norm(block: nn.Module) -> nn.Module:
+    return block.norm3 if hasattr(block, 'conv3') else block.norm2
 
 
 def _make_up_for_skips(norm: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
@@ -49,7 +73,7 @@ def _make_up_for_skips(norm: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> N
 
 
 def apply_stochastic_depth(blocks: Iterable[nn.Module], rate: float) -> None:
-    """Have residual blocks skipped in training, in place; a block that changes the shape never is.
+    """Have skippable blocks skipped in training, in place; a block that changes the shape never is.
 
     The rates rise linearly with depth, up to ``rate`` at the last block. A branch that is computed is scaled up, so
     that evaluation and deployment stay as they are. All images of a batch share one draw, and each process draws
@@ -61,21 +85,21 @@ def apply_stochastic_depth(blocks: Iterable[nn.Module], rate: float) -> None:
     """
     blocks = list(blocks)
     for number, block in enumerate(blocks, start=1):
-        if isinstance(block, ComputingLayer | nn.Identity) or block.downsample is not None:
-            continue
-        block.last_norm = block.norm3_name if hasattr(block, 'norm3_name') else block.norm2_name
-        block.skip_rate = rate * number / len(blocks)
-        # A new module around the block would change its keys in the state dict.
-        block.__class__ = _skippable(type(block))
-        last = getattr(block, block.last_norm)
-        last.scale = 1
-        block.scaling = last.register_forward_hook(_make_up_for_skips)
+        if isinstance(block, SkippableBlock) and block.downsample is None:
+            block.skip_rate = rate * number / len(blocks)
+            norm = _last_norm(block)
+            norm.scale = 1
+            block.scaling = norm.register_forward_hook(_make_up_for_skips)
+
+
+def _skipped(network: nn.Module) -> list[nn.Module]:
+    return [block for block in network.modules() if isinstance(block, SkippableBlock) and block.skip_rate]
 
 
 @contextmanager
 def disabled_stochastic_depth(network: nn.Module) -> Iterator[None]:
     """Have no block of a network skipped for a while: the steps that need most are those."""
-    rates = {block: block.skip_rate for block in network.modules() if isinstance(block, _Skippable)}
+    rates = {block: block.skip_rate for block in _skipped(network)}
     for block in rates:
         block.skip_rate = 0
     try:
@@ -85,9 +109,8 @@ def disabled_stochastic_depth(network: nn.Module) -> Iterator[None]:
             block.skip_rate = rate
 
 
-def remove_stochastic_depth(blocks: Iterable[nn.Module]) -> None:
+def remove_stochastic_depth(network: nn.Module) -> None:
     """Undo :func:`apply_stochastic_depth`, in place."""
-    for block in blocks:
-        if isinstance(block, _Skippable):
-            block.__class__ = type(block).__mro__[2]
-            block.scaling.remove()
+    for block in _skipped(network):
+        block.skip_rate = 0.0
+        block.scaling.remove()

@@ -24,9 +24,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from repl_mm.analysis.complexity import count
+from repl_mm.backbones.configs import e2e_twin, require_sites
 from repl_mm.benchmark.timing import as_markdown_table, check_backends, format_ratio, time_interleaved
 from repl_mm.deployment import RawOutputs, deploy
-from repl_mm.surgery import computing_layers
 
 # What each form is measured against: (as trained, what is left of RepL's own overhead).
 FORMS = {
@@ -101,8 +101,7 @@ class Latency:
 
 def build_forms(config: Config) -> dict[str, nn.Module]:
     """All forms of a config's model, with random weights, in eval mode."""
-    plain = copy.deepcopy(config)
-    plain.model.backbone.repl = None
+    plain = e2e_twin(config)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         e2e, repl = (MODELS.build(c.model).eval() for c in (plain, config))
     models = (e2e, deploy(e2e, fuse_all=True), repl, deploy(repl), deploy(repl, fuse_all=True))
@@ -129,15 +128,11 @@ def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], o
         raw, images = raw.bfloat16(), images.bfloat16()
     if 'channels-last' in names:
         raw, images = raw.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
-    layers = computing_layers(raw)
     if 'compile' in names:
         raw = torch.compile(raw)
     half = torch.float16 if device.type == 'cuda' else torch.bfloat16
 
     def call() -> object:
-        # In use, a weight is synthesised once and reused; published is what synthesising at each pass takes.
-        for layer in layers:
-            layer.forget()
         with torch.no_grad(), torch.autocast(device.type, half, enabled='amp' in names):
             outputs = raw(images)
         if device.type == 'cuda':
@@ -155,16 +150,13 @@ def measure(
     Raises:
         ValueError: The config has no sites.
     """
-    repl = config.model.backbone.get('repl')
-    if not repl:
-        raise ValueError(f"{config.filename} replaces nothing: give one with repl=dict(policy='interval', every=4)")
+    require_sites(config)
     name = Path(config.filename).stem
     models = build_forms(config)
     images = torch.randn(batch, 3, *size, device=device)
     calls = {form: prepare(model, images, backend=backend) for form, model in models.items()}
     times = time_interleaved(calls, seconds=seconds)
-    plain = copy.deepcopy(config)
-    plain.model.backbone.repl = None
+    plain = e2e_twin(config)
     flops = [count(c, input_shape=(3, *size)).flops for c in (plain, config)]
     model = name.split('_')[0].removesuffix('-repl').removesuffix('-p16')
 
@@ -182,7 +174,7 @@ def measure(
         rows.append(
             Latency(
                 config=name,
-                sites=' '.join(f'{key}={value}' for key, value in repl.items()),
+                sites=' '.join(f'{key}={value}' for key, value in config.model.backbone.repl.items()),
                 backend=backend,
                 batch=batch,
                 size=f'{size[0]} x {size[1]}',

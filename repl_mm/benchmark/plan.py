@@ -5,7 +5,6 @@ backward pass of either takes, and what either keeps for the backward pass. What
 on the whole network, against the network that replaces nothing, in turns.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,24 +12,12 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from repl_mm.backbones.configs import backbone_class, replaceable, with_repl
 from repl_mm.benchmark.site_profile import SiteProfile, measure_site_profile
 from repl_mm.benchmark.training import measure_steps
-from repl_mm.benchmark.variants import with_repl
+from repl_mm.layers import FORMS
 from repl_mm.sites import Site, most, spread
 
-# Backbones of the host libraries and ours.
-REPLACEABLE = {
-    'ResNet': 'repl_mm.ReplResNet',
-    'ResNetV1c': 'repl_mm.ReplResNetV1c',
-    'ResNetV1d': 'repl_mm.ReplResNetV1d',
-    'ResNeXt': 'repl_mm.ReplResNeXt',
-    'ResNet_CIFAR': 'repl_mm.ReplResNetCIFAR',
-    'VisionTransformer': 'repl_mm.ReplViT',
-}
-# Forms to try, the papers' own first: recomputing changes no result, sampling makes gradients noisier, and a site of a
-# transformer without an MLP is another network.
-RESIDUAL_FORMS = ({}, dict(recompute=True), dict(grad_fraction=0.25), dict(recompute=True, grad_fraction=0.25))
-TRANSFORMER_FORMS = (dict(mlp_fusion=True), dict(mlp_fusion=True, recompute=True), {})
 TRIALS = 6  # measurements of whole networks at most
 
 
@@ -89,26 +76,6 @@ class Plan:
     frozen: tuple[Site, ...] = ()
 
 
-def replaceable(config: Config) -> Config:
-    """A copy of a config whose backbone is ours and replaces nothing yet.
-
-    Raises:
-        ValueError: A backbone that cannot be replaced in.
-    """
-    config = copy.deepcopy(config)
-    backbone = config.model.get('backbone')
-    if backbone is None:
-        raise ValueError(f'the model of {config.filename} has no backbone')
-    kind = str(backbone.get('type')).split('.')[-1]
-    if kind in REPLACEABLE:
-        backbone.type = REPLACEABLE[kind]
-    elif f'repl_mm.{kind}' not in REPLACEABLE.values():
-        allowed = ', '.join(sorted({*REPLACEABLE, *(name.removeprefix('repl_mm.') for name in REPLACEABLE.values())}))
-        raise ValueError(f'no sites in a backbone of type {backbone.get("type")!r}: there are some in {allowed}')
-    backbone.repl = None
-    return config
-
-
 def make_plan(
     config: Config,
     target: Saving,
@@ -136,8 +103,8 @@ def make_plan(
         ValueError: A backbone without positions to replace.
     """
     config = replaceable(config)
-    is_vit = config.model.backbone.type.endswith('ViT')
-    forms = TRANSFORMER_FORMS if is_vit else RESIDUAL_FORMS
+    layers = (layer for layer in FORMS if layer.form == backbone_class(config).forms[0])
+    forms = next(layers).variants
     options = dict(batch=batch, size=size, backend=backend, device=device)
     report('Timing the network, and one block of each stage with what can stand in its place')
     parts = measure_site_profile(config, forms, seconds=seconds, **options)

@@ -13,11 +13,11 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from repl_mm.backbones.configs import with_repl
 from repl_mm.backbones.stochastic_depth import disabled_stochastic_depth
 from repl_mm.benchmark.step import TrainingStep
 from repl_mm.benchmark.timing import time_interleaved
 from repl_mm.benchmark.training import MIB, measure_memory
-from repl_mm.benchmark.variants import with_repl
 from repl_mm.sites import Layout, Site
 
 
@@ -64,8 +64,8 @@ def measure_site_profile(
     """
     step = TrainingStep(config, **options)
     backbone = step.model.backbone
-    stages, layout = list(backbone.stages().values()), backbone.layout()
-    inputs: dict[int, Tensor] = {}
+    stages, layout = list(backbone.repl_stages().values()), backbone.layout()
+    inputs: dict[int, tuple[Any, ...]] = {}
     eligible, frozen = [], []
     for site in layout.eligible():
         trained = any(p.requires_grad for p in stages[site.stage][site.index].parameters())
@@ -76,7 +76,7 @@ def measure_site_profile(
     representatives = list({site.stage: site for site in eligible}.values())
     handles = [
         stages[site.stage][site.index].register_forward_pre_hook(
-            lambda _, args, stage=site.stage: inputs.update({stage: args[0].detach()})
+            lambda _, args, stage=site.stage: inputs.update({stage: (args[0].detach(), *args[1:])})
         )
         for site in representatives
     ]
@@ -96,7 +96,7 @@ def measure_site_profile(
         sites = [tuple(site) for site in representatives]
         # One block of each stage is replaced.
         replaced = TrainingStep(with_repl(config, policy='explicit', sites=sites, **form), **options)
-        theirs = [*replaced.model.backbone.stages().values()]
+        theirs = [*replaced.model.backbone.repl_stages().values()]
         layers = {site.stage: theirs[site.stage][site.index] for site in representatives}
         gained_seconds, gained_mib = {}, {}
         for stage, block in blocks.items():
@@ -114,14 +114,15 @@ def measure_site_profile(
     return parts
 
 
-def _pass(module: nn.Module, x: Tensor, step: TrainingStep) -> Callable[[], None]:
-    """A call of a forward and a backward pass of one block."""
+def _pass(module: nn.Module, inputs: tuple[Any, ...], step: TrainingStep) -> Callable[[], None]:
+    """A call of a forward and a backward pass of one block, on what the network calls it with."""
+    x, *rest = inputs
     x = x.clone().requires_grad_()
     wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
 
     def call() -> None:
         with step.wrapper.optim_context(step.model):
-            out = module(x)
+            out = module(x, *rest)
         torch.autograd.grad(out, wanted, torch.ones_like(out))
         if step.device.type == 'cuda':
             torch.cuda.synchronize()
@@ -133,8 +134,10 @@ def _numbers(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _kept_mib(module: nn.Module, x: Tensor, step: TrainingStep) -> float:
+def _kept_mib(module: nn.Module, inputs: tuple[Any, ...], step: TrainingStep) -> float:
     """What a block keeps of a batch for its backward pass; weights, which are kept once for any batch, are left out."""
+
+    first, *rest = inputs
 
     def kept(x: Tensor) -> int:
         found: dict[int, torch.UntypedStorage] = {}
@@ -145,10 +148,8 @@ def _kept_mib(module: nn.Module, x: Tensor, step: TrainingStep) -> float:
 
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with saved, step.wrapper.optim_context(step.model):
-            out = module(x.clone().requires_grad_())
+            out = module(x.clone().requires_grad_(), *rest)
         assert out.requires_grad  # alive until here, and with it all that it keeps
         return sum(storage.nbytes() for storage in found.values())
 
-    # More than the few positions where a computing layer keeps outputs: the same kernel for both batches.
-    times = 1 + getattr(module, 'few_positions', 0) // max(1, x.numel() // x.size(1))
-    return (kept(torch.cat([x] * (times + 1))) - kept(torch.cat([x] * times))) / MIB
+    return (kept(torch.cat([first] * 2)) - kept(first)) / MIB

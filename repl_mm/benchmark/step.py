@@ -90,11 +90,11 @@ class TrainingStep:
 
 def checkpoint_activations(backbone: nn.Module) -> None:
     """Checkpoint every retained block: by the host's own option where it has one, else by mmengine."""
-    for name, blocks in backbone.stages().items():
+    for name, blocks in backbone.repl_stages().items():
         for index, block in enumerate(blocks):
             if hasattr(block, 'with_cp'):
                 block.with_cp = True
-            elif not isinstance(block, ComputingLayer | nn.Identity):
+            elif not isinstance(block, ComputingLayer):
                 turn_on_activation_checkpointing(backbone, f'{name}.{index}')
 
 

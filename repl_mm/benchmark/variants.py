@@ -1,11 +1,12 @@
 """Ways to save, as configs: dropped and replaced blocks, stochastic depth, activation checkpointing."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+
+from repl_mm.backbones.configs import backbone_class, e2e_twin, require_sites, with_repl
 
 # Ways to replace. ``lean`` recomputes activations and samples gradients; ``half`` takes every second block.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -60,21 +61,6 @@ def name_of(config: Config) -> str:
     return known[0] if known else stem
 
 
-def with_repl(config: Config, **repl: Any) -> Config:
-    """A copy of a config of ours, whose ``repl`` may be None, with other sites; the form stays unless one is given."""
-    config = copy.deepcopy(config)
-    kept = {key: value for key, value in (config.model.backbone.repl or {}).items() if key in ('form', 'mlp_fusion')}
-    if 'ViT' in config.model.backbone.type:
-        repl.pop('grad_fraction', None)
-    if repl.get('form') == 'drop':
-        kept = {}
-        repl.pop('mlp_fusion', None)
-    # Replaced, not merged: the options of one policy are not those of another.
-    config.model.backbone.pop('repl')
-    config.model.backbone.repl = kept | repl
-    return config
-
-
 def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str, Config]:
     """Configs of the variants of a config with sites.
 
@@ -86,8 +72,7 @@ def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str,
     Raises:
         ValueError: A name that does not exist, or a config that replaces nothing.
     """
-    if not config.model.get('backbone', {}).get('repl'):
-        raise ValueError(f"{config.filename} replaces nothing: give one with repl=dict(policy='interval', every=4)")
+    require_sites(config)
     found = {}
     for name in names:
         what, *extra = name.split(' + ') if name not in ('SD', 'AC') else ('E2E', name)
@@ -98,10 +83,9 @@ def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str,
         chosen = RECIPES[recipe] if recipe else config.model.backbone.repl
         variant = with_repl(config, **chosen | (dict(form='drop') if kind == 'drop' else {}))
         if kind == 'E2E':
-            variant.model.backbone.repl = None
+            variant = e2e_twin(variant)
         if 'SD' in extra:
-            is_vit = 'ViT' in variant.model.backbone.type
-            variant.model.backbone['drop_path_rate' if is_vit else 'stochastic_depth'] = STOCHASTIC_DEPTH
+            variant.model.backbone[backbone_class(config).depth_option] = STOCHASTIC_DEPTH
         variant.activation_checkpointing = 'AC' in extra
         found[name] = variant
     return found

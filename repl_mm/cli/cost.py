@@ -42,8 +42,7 @@ def main() -> None:
     MMLogger.get_instance('mmengine', log_level='WARNING')
     shape, configs = (3, *args.size), variants(config)
     counted = {form: count_cost(c, shape) for form, c in track(configs.items(), 'Counting: ')}
-    e2e = build_empty(configs['E2E'])
-    predicted = predict_cost(e2e, counted['E2E'], config, shape)
+    predicted = predict_cost(config, counted['E2E'], shape)
     optimizer = config.get('optim_wrapper', {}).get('optimizer')
     table = Table('', '', title=f'{args.config}, one image of {args.size[0]} x {args.size[1]}, float32')
     for column in COLUMNS:

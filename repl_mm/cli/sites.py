@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from repl_mm.backbones import ReplMixin
+from repl_mm.backbones.configs import require_sites
 from repl_mm.cli.common import add_arguments, exit_on_user_error, load_config
 from repl_mm.engine.errors import explain
 
@@ -18,8 +19,8 @@ KEPT, REPLACED = '■', '□'
 
 def stage_table(backbone: ReplMixin) -> Table:
     """One row per stage: how its blocks are used."""
-    table = Table('stage', 'blocks', f'kept {KEPT}  replaced {REPLACED}', title=backbone.layout().name)
-    for stage, (name, blocks) in enumerate(backbone.stages().items()):
+    table = Table('stage', 'blocks', f'kept {KEPT}  replaced {REPLACED}', title=backbone.title)
+    for stage, (name, blocks) in enumerate(backbone.repl_stages().items()):
         replaced = {site.index for site in backbone.selection.sites if site.stage == stage}
         table.add_row(name, str(len(blocks)), ' '.join(REPLACED if i in replaced else KEPT for i in range(len(blocks))))
     return table
@@ -30,14 +31,13 @@ def site_table(backbone: ReplMixin) -> Table:
     table = Table()
     for column in ('site', 'replaced by', 'parameters', 'left', 'right'):
         table.add_column(column, no_wrap=True, justify='right' if column == 'parameters' else 'left')
-    names = list(backbone.stages())
+    names = list(backbone.repl_stages())
     for site in backbone.selection.sites:
         name = names[site.stage]
-        layer = backbone.stages()[name][site.index]
-        beside = [f'{name}.{site.index + step}' if backbone.form != 'drop' else '-' for step in (-1, 1)]
-        what = 'nothing' if backbone.form == 'drop' else type(layer).__name__
+        layer = backbone.repl_stages()[name][site.index]
+        beside = [f'{name}.{site.index + step}' for step in (-1, 1)]
         own = sum(p.numel() for p in layer.parameters())
-        table.add_row(f'{name}.{site.index}  ({site.stage}, {site.index})', what, f'{own:,}', *beside)
+        table.add_row(f'{name}.{site.index}  ({site.stage}, {site.index})', type(layer).__name__, f'{own:,}', *beside)
     return table
 
 
@@ -48,17 +48,13 @@ def main() -> None:
     add_arguments(parser)
     config = load_config(parser.parse_args(), sections=('model',))
     init_default_scope(config.default_scope)
+    require_sites(config)
     with explain(f'cannot build the backbone of {config.filename}'):
         backbone = MODELS.build(config.model.backbone)
-    if not isinstance(backbone, ReplMixin) or backbone.selection is None:
-        raise ValueError(
-            f"{config.filename} replaces nothing: give its backbone type='repl_mm.ReplResNet' (or another of "
-            "repl_mm.backbones) and repl=dict(policy='interval', every=4)"
-        )
     console = Console()
     console.print(stage_table(backbone))
     console.print(site_table(backbone))
-    names = list(backbone.stages())
+    names = list(backbone.repl_stages())
     for site, reason in backbone.selection.refusals:
         console.print(f'{names[site.stage]}.{site.index} is not replaced: {reason}', highlight=False)
     if backbone.selection.note:

@@ -38,7 +38,7 @@ def shard_groups(model: nn.Module) -> list[list[nn.Module]]:
     """
     backbone = getattr(model, 'backbone', model)
     groups: list[list[nn.Module]] = []
-    for blocks in backbone.stages().values():
+    for blocks in backbone.repl_stages().values():
         read = False  # by the block before
         for block in blocks:
             is_site = isinstance(block, ComputingLayer)

@@ -17,7 +17,6 @@ import repl_mm.compat  # noqa: F401
 import onnx
 import onnxruntime
 import torch
-from mmpretrain.models.backbones import VisionTransformer
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 from torch.export import Dim
@@ -43,6 +42,15 @@ class GraphBackbone(nn.Module):
         return tuple(self.graph[0](images))
 
 
+def _is_mostly_linear(backbone: nn.Module) -> bool:
+    """Whether linear layers hold more weights than convolutions do; they need no ranges that are fixed beforehand."""
+    linear, convolution = (
+        sum(module.weight.numel() for module in backbone.modules() if isinstance(module, kind))
+        for kind in (nn.Linear, nn.Conv2d)
+    )
+    return linear > convolution
+
+
 @torch.no_grad()
 def quantize(model: nn.Module, calibration: Sequence[Tensor]) -> nn.Module:
     """An INT8 copy of a deployed model by torchao.
@@ -52,7 +60,7 @@ def quantize(model: nn.Module, calibration: Sequence[Tensor]) -> nn.Module:
         calibration: Batches of normalised images, shape (N, 3, H, W) with N > 1.
     """
     model = copy.deepcopy(model)
-    if isinstance(model.backbone, VisionTransformer):
+    if _is_mostly_linear(model.backbone):
         quantize_(model, Int8DynamicActivationInt8WeightConfig())
     else:
         model.backbone = GraphBackbone(_static_graph(model.backbone, calibration))
@@ -76,7 +84,7 @@ def _static_graph(backbone: nn.Module, calibration: Sequence[Tensor]) -> nn.Modu
 @torch.no_grad()
 def quantize_onnx(model: nn.Module, calibration: Sequence[Tensor]) -> nn.Module:
     """A copy of a deployed model whose backbone runs in INT8 by onnxruntime; arguments as in :func:`quantize`."""
-    dynamic = isinstance(model.backbone, VisionTransformer)
+    dynamic = _is_mostly_linear(model.backbone)
     backbone = copy.deepcopy(model.backbone).cpu()
     content = as_onnx(trace(backbone, calibration[0].shape[2:]), model=backbone)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,29 +1,86 @@
-"""What all computing layers share."""
+"""What all computing layers share, and how each of them describes itself as a form.
 
-from typing import Any, Self
+A form is what a config calls a kind of computing layer, such as ``'channelwise'``. All that other modules must know of
+one stands in its class: which blocks it takes the place of, its options, its coefficients, what it costs. ``FORMS`` of
+:mod:`repl_mm.layers` is the table.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from repl_mm.layers.cost import Cost
+from repl_mm.layers.parts import Parts, read
 from repl_mm.layers.static import StaticLayer
 
 
+@dataclass(frozen=True)
+class Option:
+    """An option of a form.
+
+    Attributes:
+        default: Its value unless one is given.
+        allowed: What is allowed, for messages.
+        check: Whether a value is.
+        is_structural: Whether it changes what the network computes, not only how it is trained.
+    """
+
+    default: Any
+    allowed: str
+    check: Callable[[Any], bool]
+    is_structural: bool = False
+
+
+def flag(*, is_structural: bool = False) -> Option:
+    """An option that is on or off, and off by default."""
+    return Option(False, 'True or False', lambda value: isinstance(value, bool), is_structural)
+
+
 class ComputingLayer(nn.Module):
-    """A light layer whose weights are synthesised from its two neighbours at every step (Eq. 5-6).
+    """A light layer whose weights are synthesised from its two neighbours at every pass (Eq. 5-6).
 
     It owns its coefficients and its norm only. The neighbours are kept in a plain tuple, so that they are not
     registered as children: every parameter keeps one owner, one key and one gradient. Copying or
     pickling the whole network keeps the links; :func:`repl_mm.surgery.check_links` finds broken ones.
 
     Args:
+        removed: The block whose place is taken; it gives geometry, shapes and the activation.
         prev: The retained block on the left.
         next: The retained block on the right.
+        zero_init_residual: Start with the branch switched off, where a norm can do that.
+        **options: Those of the form.
+
+    Attributes:
+        form: What a config calls it.
+        options_of_form: Its options by name.
+        coefficients: Its coefficients by name, with their initial values.
+        variants: Sets of options that the planner may try, the papers' own first.
     """
 
-    def __init__(self, prev: nn.Module, next: nn.Module) -> None:
+    form: ClassVar[str]
+    options_of_form: ClassVar[Mapping[str, Option]] = {}
+    coefficients: ClassVar[Mapping[str, float]] = {}
+    variants: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+
+    def __init__(
+        self,
+        removed: nn.Module,
+        *,
+        prev: nn.Module,
+        next: nn.Module,
+        zero_init_residual: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__()
         self.neighbours = (prev, next)
-        self._synthesised: tuple[tuple[Tensor, ...], list[Any], tuple[Tensor, ...]] | None = None
+        self.zero_init_residual = zero_init_residual
+        self.options = {name: option.default for name, option in self.options_of_form.items()} | options
+        reason = self.refusal(*map(read, (removed, prev, next)), **self.options)
+        if reason is not None:
+            raise ValueError(f'{type(removed).__name__} cannot be replaced: {reason}')
 
     @property
     def prev(self) -> nn.Module:
@@ -35,56 +92,30 @@ class ComputingLayer(nn.Module):
         """The retained block on the right."""
         return self.neighbours[1]
 
+    @property
+    def parts(self) -> tuple[Any, Any]:
+        """What the neighbours lend now."""
+        return read(self.prev), read(self.next)
+
+    @classmethod
+    def stands_for(cls, parts: Parts) -> bool:
+        """Whether blocks of such parts can be replaced by this layer, shapes aside."""
+        raise NotImplementedError
+
+    @classmethod
+    def refusal(cls, removed: Parts, prev: Parts, next: Parts, **options: Any) -> str | None:
+        """The reason why a block between two others cannot be replaced, or None where it can."""
+        raise NotImplementedError
+
+    def _make_coefficients(self, like: Tensor, size: int) -> None:
+        """Register the coefficients, (size,) each; not scalars, as sharded training refuses those."""
+        for name in self.coefficients:
+            self.register_parameter(name, nn.Parameter(like.new_empty(size)))
+
     def reset_parameters(self) -> None:
         """Give the layer's own parameters their initial values."""
-        raise NotImplementedError
-
-    def sources(self) -> tuple[Tensor, ...]:
-        """All tensors that :meth:`synthesise` reads."""
-        raise NotImplementedError
-
-    def synthesise(self) -> tuple[Tensor, ...]:
-        """All tensors that the layer computes from weights alone."""
-        raise NotImplementedError
-
-    def synthesised(self) -> tuple[Tensor, ...]:
-        """What :meth:`synthesise` returns; in eval mode without gradients, computed once until a source changes."""
-        if not self._may_reuse():
-            self.forget()
-            return self.synthesise()
-        sources = self.sources()
-        # Under autocast a weight may come out in another precision.
-        state = [torch.is_autocast_enabled(sources[0].device.type)]
-        state += [(source.data_ptr(), source._version) for source in sources]
-        if self._synthesised is None or self._synthesised[1] != state:
-            # The detached sources keep their memory from being given to other tensors, and count versions along.
-            self._synthesised = (tuple(source.detach() for source in sources), state, self.synthesise())
-        return self._synthesised[2]
-
-    def _may_reuse(self) -> bool:
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False
-        # Other kinds of tensors (fake, sharded, of inference mode) have no address or no version to go by.
-        return all(
-            type(source) in (Tensor, nn.Parameter) and not source.is_meta and not source.is_inference()
-            for source in self.sources()
-        )
-
-    def forget(self) -> None:
-        """Have the next pass synthesise anew."""
-        self._synthesised = None
-
-    def train(self, mode: bool = True) -> Self:
-        # Averaged models are exchanged through ``.data``, which counts no version, and then set to eval mode.
-        self.forget()
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        self.forget()
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {'_synthesised': None}
+        for name, value in self.coefficients.items():
+            nn.init.constant_(getattr(self, name), value)
 
     def fuse(self) -> StaticLayer:
         """What the layer is in eval mode as an ordinary operator with weights of its own (Eq. 32-33).
@@ -93,11 +124,17 @@ class ComputingLayer(nn.Module):
         """
         raise NotImplementedError
 
+    def cost(self, shape: torch.Size) -> Cost:
+        """What it costs in training; ``shape`` is that of the input of a batch."""
+        raise NotImplementedError
 
-def require_shape(what: str, weight: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless ``weight``, described by ``what``, has the shape that the removed block had."""
-    if tuple(weight.shape) != tuple(shape):
-        raise ValueError(
-            f'{what} has shape {tuple(weight.shape)}, but the removed block needs {tuple(shape)}: '
-            'choose a site whose neighbours have the shape of the block that it replaces'
-        )
+    def static_cost(self, shape: torch.Size) -> Cost:
+        """What it costs when it is deployed, were it trained so."""
+        raise NotImplementedError
+
+
+def shape_refusal(what: str, given: Tensor, needed: Tensor) -> str | None:
+    """The reason why a lent weight cannot stand in for a removed one, or None."""
+    if given.shape == needed.shape:
+        return None
+    return f'{what} has shape {tuple(given.shape)} where {tuple(needed.shape)} is needed'

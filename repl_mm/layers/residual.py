@@ -6,121 +6,120 @@ Shapes:
     q      kernel size of the spatial convolution
 """
 
+import copy
 from collections.abc import Callable
-from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from repl_mm.layers.base import ComputingLayer, require_shape
-from repl_mm.layers.memory import autocast_dtype, recompute_between, sampled_conv2d
+from repl_mm.layers.base import ComputingLayer, Option, flag, shape_refusal
+from repl_mm.layers.cost import Cost, layer_cost, recomputed
+from repl_mm.layers.memory import draw, recompute_between, sampled_conv2d
+from repl_mm.layers.parts import Parts, ResidualParts, read
 from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
-from repl_mm.synthesis import LARGE, mix_channels, mix_outputs
+from repl_mm.synthesis import mix_channels
 
-# Where a channel of the output has up to this part of the numbers that its kernel has, mixing two outputs takes less
-# time than mixing two large kernels; docs/results/few_positions_cpu_2026-11-22.md has where they meet.
-FEW = 1 / 16
+
+def _is_part(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 class _ResidualLayer(ComputingLayer):
     """``y = relu(x + norm(branch(x)))`` with one coefficient per channel of a spatial convolution.
 
-    Args:
-        removed: The block whose place is taken; it gives the geometry and nothing else.
-        prev: The retained block on the left.
-        next: The retained block on the right.
-        norm_cfg: Config of the norm layer, as the backbone's other blocks have it.
-        zero_init_residual: Start with the residual branch switched off, as the backbone's blocks do.
-        recompute: Compute the norm's input twice instead of keeping it for the backward pass, unless positions are few.
-        grad_fraction: Part of a batch that the coefficients' gradients are estimated from.
+    Its norm is that of the removed block's last convolution, made anew. Options: ``recompute`` computes the norm's
+    input twice instead of keeping it for the backward pass; ``grad_fraction`` is the part of a batch that the
+    coefficients' gradients are estimated from.
     """
 
-    def __init__(
-        self,
-        removed: nn.Module,
-        *,
-        prev: nn.Module,
-        next: nn.Module,
-        norm_cfg: dict,
-        zero_init_residual: bool,
-        recompute: bool = False,
-        grad_fraction: float = 1,
-    ) -> None:
-        super().__init__(prev, next)
-        for block in (removed, prev, next):
-            _require_plain(block)
-        conv = self._spatial(removed)
-        self.zero_init_residual = zero_init_residual
-        self.recompute = recompute
-        self.grad_fraction = grad_fraction
+    form = 'channelwise'
+    options_of_form: ClassVar = {
+        'recompute': flag(),
+        'grad_fraction': Option(1, 'above 0 and at most 1', _is_part),
+    }
+    # The sources are normalised: a mix of ones keeps the variance of what it replaces.
+    coefficients: ClassVar = {'alpha': 1.0, 'beta': 1.0}
+    # Recomputing changes no result, sampling makes gradients noisier.
+    variants = ({}, dict(recompute=True), dict(grad_fraction=0.25), dict(recompute=True, grad_fraction=0.25))
+    convs: ClassVar[int]  # of the blocks that it stands for
+    spatial: ClassVar[int]  # which of them gives the geometry
+    # (neighbour, its convolution, the removed block's) of each kernel that is lent; 0 is the left neighbour.
+    lent: ClassVar[tuple[tuple[int, int, int], ...]]
+
+    def __init__(self, removed: nn.Module, **kwargs: Any) -> None:
+        super().__init__(removed, **kwargs)
+        parts = read(removed)
+        conv = parts.convs[self.spatial]
         # The neighbours may be dilated otherwise, so the geometry is that of the removed block.
         self.geometry = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
-        self.alpha = nn.Parameter(conv.weight.new_empty(conv.out_channels))
-        self.beta = nn.Parameter(conv.weight.new_empty(conv.out_channels))
-        self.norm = build_norm_layer(norm_cfg, self._out_channels(removed))[1]
+        self.activation = parts.activation
+        self._make_coefficients(conv.weight, conv.out_channels)
+        self.norm = copy.deepcopy(parts.norms[-1])
         self.reset_parameters()
+
+    @classmethod
+    def stands_for(cls, parts: Parts) -> bool:
+        return isinstance(parts, ResidualParts) and len(parts.convs) == cls.convs
+
+    @classmethod
+    def refusal(cls, removed: ResidualParts, prev: ResidualParts, next: ResidualParts, **options: Any) -> str | None:
+        if not all(map(cls.stands_for, (prev, next))):
+            return 'its neighbours are blocks of another kind'
+        first, last = removed.convs[0], removed.convs[-1]
+        if first.in_channels != last.out_channels or any(conv.stride != (1, 1) for conv in removed.convs):
+            return 'it changes the shape of what it gets'
+        if not hasattr(removed.norms[-1], 'reset_parameters'):
+            return f'a norm of type {type(removed.norms[-1]).__name__} cannot be made anew'
+        for side, theirs, own in cls.lent:
+            what = f"the {('left', 'right')[side]} neighbour's convolution {theirs + 1}"
+            lent = (prev, next)[side].convs[theirs].weight
+            if reason := shape_refusal(what, lent, removed.convs[own].weight):
+                return reason
+        return None
 
     def reset_parameters(self) -> None:
         """Coefficients to 1, the norm to the identity (or to zero under ``zero_init_residual``)."""
-        nn.init.ones_(self.alpha)
-        nn.init.ones_(self.beta)
-        nn.init.constant_(self.norm.weight, 0 if self.zero_init_residual else 1)
-        nn.init.zeros_(self.norm.bias)
+        super().reset_parameters()
+        self.norm.reset_parameters()
+        if self.zero_init_residual and self.norm.weight is not None:
+            nn.init.zeros_(self.norm.weight)
 
     def weight(self) -> Tensor:
         """The synthesised kernel, shape (C, C / groups, q, q) for C channels of the spatial convolution."""
-        return mix_channels(*self.sources())
+        raise NotImplementedError
 
-    def synthesise(self) -> tuple[Tensor, ...]:
-        return (self.weight(),)
-
-    @property
-    def few_positions(self) -> int:
-        """Up to how many output positions of a batch, N H W, outputs are mixed in training instead of kernels."""
-        kernel = self.prev.conv2.weight.shape
-        return int(FEW * kernel[1:].numel()) if kernel.numel() >= LARGE else 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self._mixes_outputs(x):
-            # What few positions keep is small beside a kernel, and not worth computing again.
-            out = self._branch(x, self._mixed_outputs(), recompute=False)
-        else:
-            out = self._branch(x, self._mixed_kernel(), recompute=self.recompute)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(N, C, H, W) to the same; what else a block of its kind is called with has no meaning here."""
+        out = self._branch(x, self._convolution())
         out += x
-        return F.relu(out, inplace=True)
+        return self.activation(out)
 
-    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor], *, recompute: bool) -> Tensor:
+    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
         """The residual branch with its norm, shape (N, C, H, W); ``conv`` is the synthesised convolution."""
         raise NotImplementedError
 
-    def _mixes_outputs(self, x: Tensor) -> bool:
-        # With gradients or without: checkpointing runs a layer in both ways.
-        if not self.training or not self.alpha.requires_grad or torch.compiler.is_compiling():
-            return False
-        # Costs are counted on tensors without data, for batches of any size. Half precision is for the mixed kernel:
-        # outputs of kernels that are not normalised may leave its range.
-        has_data = type(x) is Tensor and not x.is_meta
-        in_full = autocast_dtype(x) is None and x.dtype.itemsize >= 4
-        return has_data and in_full and x.numel() // x.size(1) <= self.few_positions
-
-    def _mixed_outputs(self) -> Callable[[Tensor], Tensor]:
-        sources = self.sources()
-        return lambda x: mix_outputs(*sources, partial(F.conv2d, x, **self.geometry))
-
-    def _mixed_kernel(self) -> Callable[[Tensor], Tensor]:
-        (weight,) = self.synthesised()
-        if self.grad_fraction < 1 and weight.requires_grad:
-            return lambda x: sampled_conv2d(x, weight, fraction=self.grad_fraction, **self.geometry)
+    def _convolution(self) -> Callable[[Tensor], Tensor]:
+        weight, fraction = self.weight(), self.options['grad_fraction']
+        if fraction < 1 and weight.requires_grad:
+            return lambda x: sampled_conv2d(x, weight, fraction=fraction, **self.geometry)
         return lambda x: F.conv2d(x, weight, **self.geometry)
 
-    def _norm_after(self, conv: Callable[[Tensor], Tensor], x: Tensor, *, recompute: bool) -> Tensor:
-        return recompute_between(conv, self.norm, x) if recompute else self.norm(conv(x))
+    def _norm_after(self, conv: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return recompute_between(conv, self.norm, x) if self.options['recompute'] else self.norm(conv(x))
 
     @torch.no_grad()
     def fuse(self) -> StaticLayer:
-        return StaticLayer(Residual(self._static_branch()), nn.ReLU(inplace=True))
+        return StaticLayer(Residual(self._static_branch()), copy.deepcopy(self.activation))
+
+    def _static_branch(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _sampling(self, images: int) -> tuple[float, Cost]:
+        """The part of a weight gradient's operations that is left out, and what keeping the order of images costs."""
+        fraction = self.options['grad_fraction']
+        return 1 - draw(images, fraction) / images, Cost(activations=8 * (fraction < 1))
 
     def extra_repr(self) -> str:
         return f'{self.alpha.numel()} channels, ' + ', '.join(f'{k}={v}' for k, v in self.geometry.items())
@@ -133,27 +132,36 @@ class ComputingBasicBlock(_ResidualLayer):
     parameters are alpha (C,), beta (C,) and the norm's 2 C: 4 C in all (Eq. 44).
     """
 
-    def __init__(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module, **kwargs) -> None:
-        super().__init__(removed, prev=prev, next=next, **kwargs)
-        require_shape("the left neighbour's conv2", prev.conv2.weight, removed.conv1.weight.shape)
-        require_shape("the right neighbour's conv1", next.conv1.weight, removed.conv1.weight.shape)
+    convs, spatial = 2, 0
+    lent = ((0, 1, 0), (1, 0, 0))
 
-    @staticmethod
-    def _spatial(block: nn.Module) -> nn.Conv2d:
-        return block.conv1
+    def weight(self) -> Tensor:
+        prev, next = self.parts
+        return mix_channels(self.alpha, prev.convs[1].weight, self.beta, next.convs[0].weight)
 
-    @staticmethod
-    def _out_channels(block: nn.Module) -> int:
-        return block.conv2.out_channels
-
-    def sources(self) -> tuple[Tensor, ...]:
-        return self.alpha, self.prev.conv2.weight, self.beta, self.next.conv1.weight
-
-    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor], *, recompute: bool) -> Tensor:
-        return self._norm_after(conv, x, recompute=recompute)
+    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._norm_after(conv, x)
 
     def _static_branch(self) -> nn.Module:
         return fold(static_conv(self.weight(), **self.geometry), self.norm)
+
+    def cost(self, shape: torch.Size) -> Cost:
+        channels, map_ = shape[1], shape[1:].numel()
+        conv = 2 * shape[2:].numel() * self._kernel
+        spared, order = self._sampling(shape[0])
+        own = 2 * channels + sum(p.numel() for p in self.norm.parameters())
+        # The norm keeps its input, ReLU its output.
+        cost = layer_cost(own, conv, frozen=spared * conv, kept=2 * map_) + order
+        return cost + recomputed(conv, map_) if self.options['recompute'] else cost
+
+    def static_cost(self, shape: torch.Size) -> Cost:
+        channels, kernel = shape[1], self._kernel
+        return layer_cost(kernel + channels, 2 * shape[2:].numel() * kernel, kept=shape[1:].numel())
+
+    @property
+    def _kernel(self) -> int:
+        """Numbers of the synthesised kernel."""
+        return self.parts[0].convs[1].weight.numel()
 
 
 class ComputingBottleneck(_ResidualLayer):
@@ -163,46 +171,48 @@ class ComputingBottleneck(_ResidualLayer):
     parameters are alpha (B,), beta (B,) and the norm's 2 C: 2 B + 2 C in all (Eq. 47).
     """
 
-    def __init__(self, removed: nn.Module, *, prev: nn.Module, next: nn.Module, **kwargs) -> None:
-        super().__init__(removed, prev=prev, next=next, **kwargs)
-        require_shape("the left neighbour's conv1", prev.conv1.weight, removed.conv1.weight.shape)
-        require_shape("the left neighbour's conv2", prev.conv2.weight, removed.conv2.weight.shape)
-        require_shape("the right neighbour's conv2", next.conv2.weight, removed.conv2.weight.shape)
-        require_shape("the right neighbour's conv3", next.conv3.weight, removed.conv3.weight.shape)
+    convs, spatial = 3, 1
+    lent = ((0, 0, 0), (0, 1, 1), (1, 1, 1), (1, 2, 2))
 
-    @staticmethod
-    def _spatial(block: nn.Module) -> nn.Conv2d:
-        return block.conv2
+    def weight(self) -> Tensor:
+        prev, next = self.parts
+        return mix_channels(self.alpha, prev.convs[1].weight, self.beta, next.convs[1].weight)
 
-    @staticmethod
-    def _out_channels(block: nn.Module) -> int:
-        return block.conv3.out_channels
-
-    def sources(self) -> tuple[Tensor, ...]:
-        return self.alpha, self.prev.conv2.weight, self.beta, self.next.conv2.weight
-
-    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor], *, recompute: bool) -> Tensor:
-        z = F.relu(F.conv2d(x, self.prev.conv1.weight.detach()), inplace=True)  # (N, B, H, W)
-        z = F.relu(conv(z), inplace=True)
-        expand = self.next.conv3.weight.detach()
-        return self._norm_after(lambda z: F.conv2d(z, expand), z, recompute=recompute)
+    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
+        prev, next = self.parts
+        expand = next.convs[2].weight.detach()
+        z = self.activation(F.conv2d(x, prev.convs[0].weight.detach()))  # (N, B, H, W)
+        z = self.activation(conv(z))
+        return self._norm_after(lambda z: F.conv2d(z, expand), z)
 
     def _static_branch(self) -> nn.Module:
+        prev, next = self.parts
         return nn.Sequential(
-            static_conv(self.prev.conv1.weight),
-            nn.ReLU(inplace=True),
+            static_conv(prev.convs[0].weight),
+            copy.deepcopy(self.activation),
             static_conv(self.weight(), **self.geometry),
-            nn.ReLU(inplace=True),
-            fold(static_conv(self.next.conv3.weight), self.norm),
+            copy.deepcopy(self.activation),
+            fold(static_conv(next.convs[2].weight), self.norm),
         )
 
+    def _sizes(self, shape: torch.Size) -> tuple[int, int, int, int]:
+        """Channels B of the middle and numbers of its kernel, operations of a 1x1 and of the middle convolution."""
+        middle, kernel = self.alpha.numel(), self.parts[0].convs[1].weight.numel()
+        positions = shape[2:].numel()
+        return middle, kernel, 2 * positions * shape[1] * middle, 2 * positions * kernel
 
-def _require_plain(block: nn.Module) -> None:
-    """Raise ValueError where a block is more than convolutions, norms and a sum."""
-    convs = [child for name, child in block.named_children() if name.startswith('conv')]
-    odd = sorted({type(conv).__name__ for conv in convs if type(conv) is not nn.Conv2d})
-    if odd or getattr(block, 'with_plugins', False):
-        raise ValueError(
-            f'a site and its neighbours need plain convolutions without plugins, got {", ".join(odd) or "plugins"}: '
-            "choose other sites, or leave out the backbone's conv_cfg, dcn and plugins there"
-        )
+    def cost(self, shape: torch.Size) -> Cost:
+        middle, _, thin, spatial = self._sizes(shape)
+        channels, positions = shape[1], shape[2:].numel()
+        spared, order = self._sampling(shape[0])
+        own = 2 * middle + sum(p.numel() for p in self.norm.parameters())
+        # The borrowed 1x1 convolutions are read through a stop-gradient.
+        frozen = 2 * thin + spared * spatial
+        cost = layer_cost(own, 2 * thin + spatial, frozen=frozen, kept=(2 * middle + 2 * channels) * positions) + order
+        return cost + recomputed(thin, channels * positions) if self.options['recompute'] else cost
+
+    def static_cost(self, shape: torch.Size) -> Cost:
+        middle, kernel, thin, spatial = self._sizes(shape)
+        channels, positions = shape[1], shape[2:].numel()
+        own = 2 * channels * middle + kernel + channels
+        return layer_cost(own, 2 * thin + spatial, kept=(2 * middle + channels) * positions)

@@ -4,6 +4,7 @@ No neighbours, no synthesis, no norm of a site's own, and no branch on a mode (E
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,10 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 class StaticLayer(nn.Sequential):
     """The deployed form of one computing layer."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As the computing layer, which takes masks and sizes and does not need them."""
+        return super().forward(x)
 
 
 class Residual(nn.Module):
@@ -35,14 +40,16 @@ def static_conv(weight: Tensor, bias: Tensor | None = None, **geometry) -> nn.Co
     return _with_tensors(conv, weight, bias)
 
 
-def static_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def static_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer with copies of these tensors."""
-    return _with_tensors(nn.Linear(weight.size(1), weight.size(0), device='meta'), weight, bias)
+    linear = nn.Linear(weight.size(1), weight.size(0), bias=bias is not None, device='meta')
+    return _with_tensors(linear, weight, bias)
 
 
 def static_layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
     """A copy of a layer norm."""
-    return _with_tensors(nn.LayerNorm(norm.normalized_shape, norm.eps, device='meta'), norm.weight, norm.bias)
+    copied = copy.deepcopy(norm)
+    return copied.requires_grad_(True)
 
 
 def _with_tensors(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:

@@ -64,7 +64,7 @@ def test_prediction_and_count_agree(name):
     config, shape = CASES[name], (3, 64, 128)
     configs = variants(config)
     counted = {form: count_cost(c, shape) for form, c in configs.items()}
-    predicted = predict_cost(build_empty(configs['E2E']), counted['E2E'], config, shape)
+    predicted = predict_cost(config, counted['E2E'], shape)
     assert predicted == counted
     assert counted['drop'].parameters < counted['RepL'].parameters < counted['E2E'].parameters
     assert counted['RepL'].forward == counted['deployed'].forward == count(config, input_shape=shape).flops
@@ -133,11 +133,11 @@ def test_stochastic_depth_is_counted_without_skips():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match='replaces nothing: give one with repl'):
+    with pytest.raises(ValueError, match='replaces nothing: give its backbone'):
         variants(Config.fromfile(CONFIGS / 'demo/resnet32_digits.py'))
     frozen = classifier(type='repl_mm.ReplResNet', depth=34, frozen_stages=3, repl=EVERY)
     with pytest.raises(ValueError, match=r'the site \(2, 3\) lies in a frozen stage'):
-        predict_cost(build_empty(variants(frozen)['E2E']), Cost(), frozen, (3, 64, 64))
+        predict_cost(frozen, Cost(), (3, 64, 64))
     code, stderr = run('cost.py', CONFIGS / 'demo/resnet32-repl_digits.py', '--size', '0', '32')
     assert (code, '--size is at least 1 x 1, got 0 x 32' in stderr) == (2, True)
 

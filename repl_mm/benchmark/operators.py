@@ -1,0 +1,35 @@
+"""How many operators torch dispatches: what a GPU that waits for launches spends its time on."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts what runs inside of it, the backward pass too, by name.
+
+    Views and allocations are left out, by the operators' schemas: they launch nothing.
+
+    Attributes:
+        counts: Number of calls of each operator.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        schema = func._schema
+        is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
+        if not is_view and 'empty' not in schema.name:
+            self.counts[schema.name.removeprefix('aten::')] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_operators(call: Any) -> int:
+    """Number of operators that a call dispatches; see :class:`OperatorCounter`."""
+    with OperatorCounter() as counter:
+        call()
+    return counter.counts.total()

@@ -1,0 +1,267 @@
+"""What a block lends to computing layers, whoever wrote the block.
+
+Readers stand in a table by the full name of a block's class, so that no library is imported for them. Users add their
+own::
+
+    @reads(MyBlock)
+    def _(block: MyBlock) -> TransformerParts:
+        return TransformerParts(block.attn.proj, block.norm1, block.norm2, (block.fc1, block.fc2), block.act, heads)
+
+Parts are read anew at each use and never stored: ``.to()``, sharding and averaged models exchange tensors and modules.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+Activation = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ResidualParts:
+    """A residual block ``activation(x + norm(conv(...)))``.
+
+    Attributes:
+        convs: Its convolutions in order: two of a BasicBlock, three of a Bottleneck.
+        norms: The norm behind each of them.
+        activation: What follows the sum, and each norm but the last.
+    """
+
+    convs: tuple[nn.Conv2d, ...]
+    norms: tuple[nn.Module, ...]
+    activation: Activation
+
+
+@dataclass(frozen=True)
+class TransformerParts:
+    """A pre-norm block ``x + attention(norm1(x))``, then ``x + mlp(norm2(x))``.
+
+    Attributes:
+        proj: The output projection of the attention, (D, D).
+        norm1: The norm in front of the attention.
+        norm2: The norm in front of the MLP.
+        mlp: Its two linear layers, or None where it is made otherwise.
+        activation: What stands between them.
+        num_heads: Heads of the attention.
+    """
+
+    proj: nn.Linear
+    norm1: nn.Module
+    norm2: nn.Module
+    mlp: tuple[nn.Linear, nn.Linear] | None
+    activation: Activation
+    num_heads: int
+
+
+Parts = ResidualParts | TransformerParts
+Reader = Callable[[nn.Module], Parts]
+READERS: dict[str, Reader] = {}
+
+
+def full_name(cls: type) -> str:
+    """Module and name of a class."""
+    return f'{cls.__module__}.{cls.__qualname__}'
+
+
+def reads(*classes: type | str) -> Callable[[Reader], Reader]:
+    """Register a reader for classes of blocks, given themselves or by their full names.
+
+    It returns the parts, or raises ValueError with the reason why a block cannot be read.
+    """
+
+    def register(reader: Reader) -> Reader:
+        READERS.update({cls if isinstance(cls, str) else full_name(cls): reader for cls in classes})
+        return reader
+
+    return register
+
+
+def find_reader(block: nn.Module) -> Reader | None:
+    """The reader of the class whose ``forward`` runs; a subclass that changes it needs one of its own."""
+    owner = next(cls for cls in type(block).__mro__ if 'forward' in vars(cls))
+    return READERS.get(full_name(owner))
+
+
+def read(block: nn.Module) -> Parts:
+    """The parts of a block.
+
+    Raises:
+        ValueError: No reader knows its class, or it has something that a computing layer cannot honour.
+    """
+    reader = find_reader(block)
+    if reader is None:
+        raise ValueError(f'no reader knows {full_name(type(block))}: register one by repl_mm.layers.reads')
+    return reader(block)
+
+
+def norm_pairs(block: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
+    """Convolutions of a residual block, its shortcut's among them, each with the norm that follows it at once."""
+    parts = read(block)
+    if not isinstance(parts, ResidualParts):
+        return
+    yield from zip(parts.convs, parts.norms, strict=True)
+    if isinstance(block.downsample, nn.Sequential):
+        yield from _pairs_in(block.downsample)
+
+
+def _refuse(block: nn.Module, reason: str) -> None:
+    raise ValueError(f'{type(block).__name__} {reason}, which a computing layer cannot honour')
+
+
+def _residual(block: nn.Module, norms: tuple[nn.Module, ...], activation: Activation) -> ResidualParts:
+    convs = tuple(getattr(block, f'conv{number}') for number in range(1, len(norms) + 1))
+    odd = sorted({type(conv).__name__ for conv in convs if type(conv) is not nn.Conv2d})
+    if odd:
+        _refuse(block, f'has convolutions of type {", ".join(odd)}')
+    if any(conv.bias is not None for conv in convs):
+        _refuse(block, 'has convolutions with a bias')
+    return ResidualParts(convs, norms, activation)
+
+
+_MM_RESNETS = ('mmpretrain.models.backbones.resnet', 'mmseg.models.backbones.resnet', 'mmdet.models.backbones.resnet')
+
+
+@reads(
+    *(f'{module}.{name}' for module in _MM_RESNETS for name in ('BasicBlock', 'Bottleneck')),
+    'repl_mm.backbones.stochastic_depth.SkippableBlock',
+)
+def _openmmlab_residual(block: nn.Module) -> ResidualParts:
+    if getattr(block, 'with_plugins', False):
+        _refuse(block, 'has plugins')
+    norms = (block.norm1, block.norm2, *([block.norm3] if hasattr(block, 'conv3') else []))
+    return _residual(block, norms, block.relu)
+
+
+@reads('torchvision.models.resnet.BasicBlock', 'torchvision.models.resnet.Bottleneck')
+def _torchvision_residual(block: nn.Module) -> ResidualParts:
+    norms = (block.bn1, block.bn2, *([block.bn3] if hasattr(block, 'conv3') else []))
+    return _residual(block, norms, block.relu)
+
+
+@reads('timm.models.resnet.BasicBlock', 'timm.models.resnet.Bottleneck')
+def _timm_residual(block: nn.Module) -> ResidualParts:
+    if block.se is not None:
+        _refuse(block, 'has channel attention')
+    if not isinstance(block.aa, nn.Identity):
+        _refuse(block, 'has anti-aliasing')
+    if not isinstance(block.drop_block, nn.Identity):
+        _refuse(block, 'has DropBlock')
+    norms = (block.bn1, block.bn2, *([block.bn3] if hasattr(block, 'conv3') else []))
+    return _residual(block, norms, getattr(block, f'act{len(norms)}'))
+
+
+def _transformer(
+    block: nn.Module,
+    proj: nn.Module,
+    norms: tuple[nn.Module, nn.Module],
+    mlp: tuple[nn.Module, nn.Module] | None,
+    activation: Activation,
+    num_heads: int,
+) -> TransformerParts:
+    if not isinstance(proj, nn.Linear):
+        _refuse(block, f'projects its attention by {type(proj).__name__}, not by nn.Linear')
+    return TransformerParts(proj, *norms, mlp, activation, num_heads)
+
+
+def _ffn(block: nn.Module) -> tuple[tuple[nn.Linear, nn.Linear] | None, Activation]:
+    """The MLP of mmcv."""
+    ffn = block.ffn
+    if type(ffn).__name__ != 'FFN' or ffn.num_fcs != 2:
+        return None, nn.Identity()
+    if not isinstance(ffn.gamma2, nn.Identity):
+        _refuse(block, 'has layer scale')
+    return (ffn.layers[0][0], ffn.layers[1]), ffn.layers[0][1]
+
+
+@reads('mmpretrain.models.backbones.vision_transformer.TransformerEncoderLayer')
+def _mmpretrain_vit(block: nn.Module) -> TransformerParts:
+    if not isinstance(block.attn.gamma1, nn.Identity):
+        _refuse(block, 'has layer scale')
+    if block.attn.v_shortcut:
+        _refuse(block, 'adds its values to its attention')
+    return _transformer(block, block.attn.proj, (block.ln1, block.ln2), *_ffn(block), block.attn.num_heads)
+
+
+@reads('mmseg.models.backbones.vit.TransformerEncoderLayer')
+def _mmseg_vit(block: nn.Module) -> TransformerParts:
+    attention = block.attn.attn
+    return _transformer(block, attention.out_proj, (block.norm1, block.norm2), *_ffn(block), attention.num_heads)
+
+
+@reads(
+    'mmpretrain.models.backbones.swin_transformer.SwinBlock',
+    'mmdet.models.backbones.swin.SwinBlock',
+    'mmseg.models.backbones.swin.SwinBlock',
+)
+def _openmmlab_swin(block: nn.Module) -> TransformerParts:
+    attention = block.attn.w_msa
+    return _transformer(block, attention.proj, (block.norm1, block.norm2), *_ffn(block), attention.num_heads)
+
+
+@reads('torchvision.models.vision_transformer.EncoderBlock')
+def _torchvision_vit(block: nn.Module) -> TransformerParts:
+    attention, mlp = block.self_attention, block.mlp
+    norms = (block.ln_1, block.ln_2)
+    return _transformer(block, attention.out_proj, norms, (mlp[0], mlp[3]), mlp[1], attention.num_heads)
+
+
+@reads('torchvision.models.swin_transformer.SwinTransformerBlock')
+def _torchvision_swin(block: nn.Module) -> TransformerParts:
+    mlp, norms = block.mlp, (block.norm1, block.norm2)
+    return _transformer(block, block.attn.proj, norms, (mlp[0], mlp[3]), mlp[1], block.attn.num_heads)
+
+
+def _timm_mlp(block: nn.Module) -> tuple[tuple[nn.Linear, nn.Linear] | None, Activation]:
+    mlp = block.mlp
+    plain = type(mlp).__name__ == 'Mlp' and isinstance(mlp.norm, nn.Identity) and isinstance(mlp.fc1, nn.Linear)
+    return ((mlp.fc1, mlp.fc2), mlp.act) if plain else (None, nn.Identity())
+
+
+@reads('timm.models.vision_transformer.Block')
+def _timm_vit(block: nn.Module) -> TransformerParts:
+    if not isinstance(block.ls1, nn.Identity):
+        _refuse(block, 'has layer scale')
+    attention = block.attn
+    if not isinstance(attention.norm, nn.Identity) or attention.gate is not None:
+        _refuse(block, 'norms or gates what its attention projects')
+    # A norm of queries and keys is no matter: a computing layer has neither.
+    return _transformer(block, attention.proj, (block.norm1, block.norm2), *_timm_mlp(block), attention.num_heads)
+
+
+@reads('timm.models.swin_transformer.SwinTransformerBlock')
+def _timm_swin(block: nn.Module) -> TransformerParts:
+    return _transformer(block, block.attn.proj, (block.norm1, block.norm2), *_timm_mlp(block), block.attn.num_heads)
+
+
+@reads('torch.nn.modules.transformer.TransformerEncoderLayer')
+def _torch_encoder(block: nn.TransformerEncoderLayer) -> TransformerParts:
+    if not block.norm_first:
+        _refuse(block, 'norms behind its sums (build it with norm_first=True)')
+    attention, norms, mlp = block.self_attn, (block.norm1, block.norm2), (block.linear1, block.linear2)
+    return _transformer(block, attention.out_proj, norms, mlp, block.activation, attention.num_heads)
+
+
+# Backbones whose stem is a sequence, or one convolution with a norm.
+_STEMS = {f'{module}.ResNet': 'norm1' for module in _MM_RESNETS} | dict.fromkeys(
+    ('torchvision.models.resnet.ResNet', 'timm.models.resnet.ResNet'), 'bn1'
+)
+
+
+def stem_pairs(network: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
+    """Convolutions of a known ResNet's stem, each with the norm that follows it at once; none of another network."""
+    norm = next((_STEMS[name] for cls in type(network).__mro__ if (name := full_name(cls)) in _STEMS), None)
+    if norm is None:
+        return
+    if getattr(network, 'deep_stem', False):
+        yield from _pairs_in(network.stem)
+    elif isinstance(network.conv1, nn.Sequential):  # timm's deep stems
+        yield from _pairs_in([*network.conv1, network.bn1])
+    else:
+        yield network.conv1, getattr(network, norm)
+
+
+def _pairs_in(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
+    """Convolutions of a sequence, each with what follows it."""
+    yield from (pair for pair in pairwise(modules) if isinstance(pair[0], nn.Conv2d))
