@@ -12,6 +12,8 @@ A GPU that waits for launches takes as long as its operators are many, so mixing
 operators. It keeps for the backward pass the sources alone, which exist anyway, and can be differentiated once.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,10 +29,17 @@ def row_norm(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(F.pad(weight.flatten(1), (0, 1), value=ROOT_OF_EPS), dim=1, keepdim=True)
 
 
+@cache
+def _root(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((1, 1), ROOT_OF_EPS, dtype=dtype, device=device)
+
+
 def _row_norms(prev: Tensor, next: Tensor) -> Tensor:
     """:func:`row_norm` of two weights, shape (C, 2), in fewer operators."""
     prev, next = prev.flatten(1), next.flatten(1)
-    root = prev.new_full((1, 1), ROOT_OF_EPS).expand(prev.size(0), 1)
+    # Tensors of other kinds, without data or traced ones, do not outlive what made them.
+    root = _root(prev.dtype, prev.device) if type(prev) is Tensor else prev.new_full((1, 1), ROOT_OF_EPS)
+    root = root.expand(prev.size(0), 1)
     both = torch.cat((prev, root, next, root), dim=1)
     return torch.linalg.vector_norm(both.view(prev.size(0), 2, -1), dim=2)
 
