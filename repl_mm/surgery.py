@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from repl_mm.layers import ComputingLayer, ReplConfig, StaticLayer, read
-from repl_mm.layers.config import FORMS, forms_for
+from repl_mm.layers.config import coefficient_names, forms_for
 from repl_mm.layers.parts import find_reader, full_name
 from repl_mm.sites import Layout, Selection, Site, choose
 
 # What only a deployed checkpoint has in the place of a block.
 DEPLOYED = ('a deployed layer', 'a block with folded norms')
-COEFFICIENTS = {name for layer in FORMS for name in layer.coefficients}
 
 
 def replace(
@@ -50,7 +49,7 @@ def replace(
     found = find_stages(network) if stages is None else _named_stages(network, stages)
     parts = next(parts for blocks in found.values() for block in blocks if (parts := _parts(block)) is not None)
     repl = dict(policy=policy, **options) | ({} if form is None else dict(form=form))
-    config = ReplConfig.parse(repl, forms=forms_for(parts))
+    config = ReplConfig.parse(repl, forms=forms_for(type(parts)))
     selection = replace_blocks(found, config, name=type(network).__name__)
     if selection.note:
         warnings.warn(selection.note, stacklevel=2)
@@ -342,7 +341,7 @@ def _kind_of(block: Mapping[str, Tensor]) -> str:
     """What wrote the state dict of a block."""
     if not block:
         return 'no block'
-    if COEFFICIENTS & set(block):
+    if coefficient_names() & set(block):
         return 'a computing layer'
     # Only a sequence numbers its children.
     if any(key.startswith('0.') for key in block):

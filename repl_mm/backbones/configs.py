@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from repl_mm.backbones.mixin import ReplMixin
-from repl_mm.layers.config import FORMS, options_of, structural_options
+from repl_mm.layers.config import foreign_options, structural_options
 from repl_mm.registry import MODELS
 
 # Backbones of the host libraries, and ours that have their place.
@@ -52,9 +52,9 @@ def with_repl(config: Config, **repl: Any) -> Config:
     own: Mapping[str, Any] = config.model.backbone.get('repl') or {}
     form = repl.get('form', own.get('form'))
     named = {} if form is None else dict(form=form)
-    form = form or backbone_class(config).forms[0]
+    form = form or backbone_class(config).forms()[0]
     kept = structural_options(form, own) | repl
-    foreign = {name for layer in FORMS for name in layer.options_of_form} - set(options_of(form))
+    foreign = foreign_options(form)
     # Replaced, not merged: the options of one policy are not those of another.
     config.model.backbone.pop('repl', None)
     config.model.backbone.repl = {key: value for key, value in kept.items() if key not in foreign} | named

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from repl_mm.deployment import Deployable
 from repl_mm.layers import ReplConfig
+from repl_mm.layers.config import forms_for
+from repl_mm.layers.parts import Parts
 from repl_mm.sites import Layout, Selection
 from repl_mm.surgery import check_checkpoint, check_links, computing_layers, lay_out, replace_blocks
 
@@ -32,8 +34,8 @@ class ReplMixin(Deployable):
     Args:
         *args: Passed on to the host backbone.
         repl: How to replace, or None for the host backbone as it is. ``policy`` and its options choose the sites
-            (see :func:`repl_mm.sites.choose`); ``form`` says what is put there: one of ``forms``, the first being the
-            default; the options of the form follow. ``form='drop'`` puts nothing there, which bounds every cost from
+            (see :func:`repl_mm.sites.choose`); ``form`` says what is put there: one of :meth:`forms`, the first being
+            the default; the options of the form follow. ``form='drop'`` puts nothing there, which bounds every cost from
             below.
         deploy: Build, then call :meth:`switch_to_deploy`; ``dict(fuse_all=True)`` goes on to it. For the weights that
             ``tools/deploy.py`` writes.
@@ -46,7 +48,8 @@ class ReplMixin(Deployable):
         ValueError: A policy, an option, a site or a form that is not possible.
     """
 
-    forms: ClassVar[tuple[str, ...]]
+    # What its blocks lend.
+    kind: ClassVar[type[Parts]]
     # The option of stochastic depth.
     depth_option: ClassVar[str]
 
@@ -60,12 +63,17 @@ class ReplMixin(Deployable):
         super().__init__(*args, **kwargs)
         self.selection: Selection | None = None
         if repl is not None:
-            self._replace(ReplConfig.parse(repl, forms=self.forms))
+            self._replace(ReplConfig.parse(repl, forms=self.forms()))
             self._freeze()
         if deploy not in (False, True, dict(fuse_all=True), dict(fuse_all=False)):
             raise ValueError(f"'deploy' is True, False or dict(fuse_all=True), got {deploy!r}")
         if deploy:
             self.switch_to_deploy(**(deploy if isinstance(deploy, Mapping) else {}))
+
+    @classmethod
+    def forms(cls) -> list[str]:
+        """What can be put in the place of its blocks, the default first."""
+        return forms_for(cls.kind)
 
     def repl_stages(self) -> dict[str, nn.Module]:
         """The indexable modules that hold the blocks, by their name in the state dict."""
@@ -78,7 +86,7 @@ class ReplMixin(Deployable):
 
     def layout(self) -> Layout:
         """Block counts, and the positions that the default form refuses."""
-        config = ReplConfig(policy='explicit', policy_options={}, form=self.forms[0], options={})
+        config = ReplConfig(policy='explicit', policy_options={}, form=self.forms()[0], options={})
         return lay_out(self.repl_stages(), config, name=self.title)
 
     def _freeze(self) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from repl_mm.backbones.mixin import ReplMixin
 from repl_mm.backbones.stochastic_depth import SKIPPABLE, apply_stochastic_depth, remove_stochastic_depth
+from repl_mm.layers import ResidualParts
 from repl_mm.registry import MODELS
 
 
@@ -29,7 +30,7 @@ class ReplResNetMixin(ReplMixin):
         **kwargs: Passed on.
     """
 
-    forms = ('channelwise', 'drop')
+    kind = ResidualParts
     depth_option = 'stochastic_depth'
 
     def __init__(self, *args: Any, stochastic_depth: float = 0, **kwargs: Any) -> None:

@@ -6,6 +6,7 @@ from mmpretrain.models.backbones import VisionTransformer
 from torch import nn
 
 from repl_mm.backbones.mixin import ReplMixin
+from repl_mm.layers import TransformerParts
 from repl_mm.registry import MODELS
 
 
@@ -18,7 +19,7 @@ class ReplViT(ReplMixin, VisionTransformer):
     coefficients per head instead.
     """
 
-    forms = ('scalar', 'headwise', 'drop')
+    kind = TransformerParts
     depth_option = 'drop_path_rate'
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

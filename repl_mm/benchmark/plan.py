@@ -15,7 +15,7 @@ from mmengine.config import Config
 from repl_mm.backbones.configs import backbone_class, replaceable, with_repl
 from repl_mm.benchmark.site_profile import SiteProfile, measure_site_profile
 from repl_mm.benchmark.training import measure_steps
-from repl_mm.layers import FORMS
+from repl_mm.layers.config import variants_of
 from repl_mm.sites import Site, most, spread
 
 TRIALS = 6  # measurements of whole networks at most
@@ -103,8 +103,7 @@ def make_plan(
         ValueError: A backbone without positions to replace.
     """
     config = replaceable(config)
-    layers = (layer for layer in FORMS if layer.form == backbone_class(config).forms[0])
-    forms = next(layers).variants
+    forms = variants_of(backbone_class(config).forms()[0])
     options = dict(batch=batch, size=size, backend=backend, device=device)
     report('Timing the network, and one block of each stage with what can stand in its place')
     parts = measure_site_profile(config, forms, seconds=seconds, **options)

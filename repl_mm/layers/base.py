@@ -55,12 +55,14 @@ class ComputingLayer(nn.Module):
 
     Attributes:
         form: What a config calls it.
+        kinds: What the blocks that it can take the place of lend.
         options_of_form: Its options by name.
         coefficients: Its coefficients by name, with their initial values.
         variants: Sets of options that the planner may try, the papers' own first.
     """
 
     form: ClassVar[str]
+    kinds: ClassVar[tuple[type[Parts], ...]]
     options_of_form: ClassVar[Mapping[str, Option]] = {}
     coefficients: ClassVar[Mapping[str, float]] = {}
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
@@ -100,7 +102,7 @@ class ComputingLayer(nn.Module):
     @classmethod
     def stands_for(cls, parts: Parts) -> bool:
         """Whether blocks of such parts can be replaced by this layer, shapes aside."""
-        raise NotImplementedError
+        return isinstance(parts, cls.kinds)
 
     @classmethod
     def refusal(cls, removed: Parts, prev: Parts, next: Parts, **options: Any) -> str | None:

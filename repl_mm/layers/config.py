@@ -21,9 +21,14 @@ FORMS: tuple[type[ComputingLayer], ...] = (
 )
 
 
-def names_of(layers: Iterable[type[ComputingLayer]]) -> list[str]:
-    """What configs call these forms, each name once."""
-    return list(dict.fromkeys(layer.form for layer in layers))
+def forms_for(kind: type[Parts]) -> list[str]:
+    """Names of the forms for blocks that lend such parts, the default first."""
+    return list(dict.fromkeys(layer.form for layer in FORMS if kind in layer.kinds))
+
+
+def variants_of(form: str) -> tuple[Mapping[str, Any], ...]:
+    """Sets of options of a form that the planner may try."""
+    return next(layer.variants for layer in FORMS if layer.form == form)
 
 
 def options_of(form: str) -> dict[str, Option]:
@@ -87,13 +92,18 @@ class ReplConfig:
         for layer in FORMS:
             if layer.form == self.form and layer.stands_for(parts):
                 return layer
-        allowed = ', '.join(map(repr, forms_for(parts)))
+        allowed = ', '.join(map(repr, forms_for(type(parts))))
         raise ValueError(f'form {self.form!r} does not stand for blocks of this kind: choose one of {allowed}')
 
 
-def forms_for(parts: Parts) -> list[str]:
-    """Names of the forms that stand for blocks of such parts, the default first."""
-    return names_of(layer for layer in FORMS if layer.stands_for(parts))
+def coefficient_names() -> set[str]:
+    """What the coefficients of all forms are called."""
+    return {name for layer in FORMS for name in layer.coefficients}
+
+
+def foreign_options(form: str) -> set[str]:
+    """Options of other forms that this one does not have."""
+    return {name for layer in FORMS for name in layer.options_of_form} - set(options_of(form))
 
 
 def structural_options(form: str, repl: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from repl_mm.layers.base import ComputingLayer
 from repl_mm.layers.cost import Cost
-from repl_mm.layers.parts import Parts
+from repl_mm.layers.parts import Parts, ResidualParts, TransformerParts
 from repl_mm.layers.residual import ComputingBasicBlock, ComputingBottleneck
 from repl_mm.layers.static import StaticLayer
 from repl_mm.layers.transformer import ScalarTransformerLayer
@@ -19,10 +19,7 @@ class Drop(ComputingLayer):
     """The identity, at the sites that a computing layer of the papers could take."""
 
     form = 'drop'
-
-    @classmethod
-    def stands_for(cls, parts: Parts) -> bool:
-        return any(layer.stands_for(parts) for layer in PAPERS_OWN)
+    kinds = (ResidualParts, TransformerParts)
 
     @classmethod
     def refusal(cls, removed: Parts, prev: Parts, next: Parts, **options: Any) -> str | None:

@@ -35,6 +35,7 @@ class _ResidualLayer(ComputingLayer):
     """
 
     form = 'channelwise'
+    kinds = (ResidualParts,)
     options_of_form: ClassVar = {
         'recompute': flag(),
         'grad_fraction': Option(1, 'above 0 and at most 1', _is_part),
@@ -61,7 +62,7 @@ class _ResidualLayer(ComputingLayer):
 
     @classmethod
     def stands_for(cls, parts: Parts) -> bool:
-        return isinstance(parts, ResidualParts) and len(parts.convs) == cls.convs
+        return super().stands_for(parts) and len(parts.convs) == cls.convs
 
     @classmethod
     def refusal(cls, removed: ResidualParts, prev: ResidualParts, next: ResidualParts, **options: Any) -> str | None:

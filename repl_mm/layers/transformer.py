@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from repl_mm.layers.base import ComputingLayer, flag, shape_refusal
 from repl_mm.layers.cost import Cost, layer_cost, recomputed
 from repl_mm.layers.memory import recompute_between
-from repl_mm.layers.parts import Activation, Parts, TransformerParts, read
+from repl_mm.layers.parts import Activation, TransformerParts, read
 from repl_mm.layers.static import Residual, StaticLayer, static_layer_norm, static_linear
 from repl_mm.synthesis import average, average_normalised, mix, mix_heads
 
@@ -30,6 +30,7 @@ class _TransformerLayer(ComputingLayer):
     keeping it for the backward pass.
     """
 
+    kinds = (TransformerParts,)
     options_of_form: ClassVar = {'mlp_fusion': flag(is_structural=True), 'recompute': flag()}
     # Without an MLP it is another network than the papers' headline rows have.
     variants = (dict(mlp_fusion=True), dict(mlp_fusion=True, recompute=True), {})
@@ -46,10 +47,6 @@ class _TransformerLayer(ComputingLayer):
     def _number(parts: TransformerParts) -> int:
         """How many coefficients there are for each neighbour."""
         raise NotImplementedError
-
-    @classmethod
-    def stands_for(cls, parts: Parts) -> bool:
-        return isinstance(parts, TransformerParts)
 
     @classmethod
     def refusal(
