@@ -34,8 +34,8 @@ class ReplMixin(Deployable):
     Args:
         *args: Passed on to the host backbone.
         repl: How to replace, or None for the host backbone as it is. ``policy`` and its options choose the sites
-            (see :func:`repl_mm.sites.choose`); ``form`` says what is put there: one of :meth:`forms`, the first being
-            the default; the options of the form follow. ``form='drop'`` puts nothing there, which bounds every cost from
+            (see :func:`repl_mm.sites.choose`); ``form`` says what is put there: one of :meth:`forms`, the first by
+            default; then the options of the form. ``form='drop'`` puts nothing there, which bounds every cost from
             below.
         deploy: Build, then call :meth:`switch_to_deploy`; ``dict(fuse_all=True)`` goes on to it. For the weights that
             ``tools/deploy.py`` writes.
