@@ -1,5 +1,6 @@
 """Ways to save, as configs: dropped and replaced blocks, stochastic depth, activation checkpointing."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,13 @@ PUBLISHED = {
 
 
 def name_of(config: Config) -> str:
-    """What the rows of a config are called: its name without the recipe."""
+    """What the rows of a config are called: its name without the recipe, as the published tables have it."""
     stem = Path(config.filename).stem.replace('-repl', '')
-    backbone = config.model.backbone
-    if stem.startswith('resnet') and backbone.get('depth'):
-        return f'resnet{backbone.depth}'
-    if stem.startswith('vit-tiny_'):
-        return f'vit-tiny-p{backbone.patch_size}'
-    known = [name for name in PUBLISHED if stem.startswith(f'{name}_')]
-    return known[0] if known else stem
+    first, backbone = stem.partition('_')[0], config.model.backbone
+    # A depth or a patch size that an override sets counts, not the one in the file's name.
+    candidates = [re.sub(r'\d+$', str(backbone.get('depth')), first), f'{first}-p{backbone.get("patch_size")}']
+    candidates += [name for name in PUBLISHED if stem.startswith(f'{name}_')]
+    return next((name for name in candidates if name in PUBLISHED), stem)
 
 
 def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str, Config]:
