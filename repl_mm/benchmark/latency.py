@@ -26,6 +26,7 @@ from repl_mm.analysis.plot import to_png
 from repl_mm.analysis.tables import Table
 from repl_mm.backbones.configs import e2e_twin, require_sites
 from repl_mm.benchmark.timing import check_backends, format_ratio, round_ratio, time_interleaved
+from repl_mm.benchmark.variants import name_of
 from repl_mm.deployment import RawOutputs, deploy
 
 # What each state of a network is measured against: (as trained, what is left of RepL's own overhead).
@@ -39,9 +40,9 @@ STATES = {
 # Published on one A100 by arXiv 2605.19533: (model, backend, batch) -> Table XI, dynamic over deployed.
 TABLE_XI = {
     ('resnet34', 'fp32', 64): 1.000,
-    ('vit-small', 'fp32', 64): 1.006,
-    ('vit-small', 'fp32', 1): 1.139,
-    ('vit-small', 'amp', 64): 1.020,
+    ('vit-small-p16', 'fp32', 64): 1.006,
+    ('vit-small-p16', 'fp32', 1): 1.139,
+    ('vit-small-p16', 'amp', 64): 1.020,
     ('resnet101', 'fp32', 32): 1.013,
     ('resnet101', 'fp32', 1): 1.104,
 }
@@ -50,8 +51,8 @@ TABLE_XII = {
     ('resnet34', 'fp32'): 1.264,
     ('resnet34', 'channels-last'): 1.273,
     ('resnet34', 'channels-last+compile'): 1.290,
-    ('vit-small', 'fp32'): 1.176,
-    ('vit-small', 'amp'): 1.157,
+    ('vit-small-p16', 'fp32'): 1.176,
+    ('vit-small-p16', 'amp'): 1.157,
     ('resnet101', 'fp32'): 1.120,
 }
 
@@ -151,15 +152,12 @@ def measure(
         ValueError: The config has no sites.
     """
     require_sites(config)
-    name = Path(config.filename).stem
     models = build_states(config)
     images = torch.randn(batch, 3, *size, device=device)
     calls = {state: prepare(model, images, backend=backend) for state, model in models.items()}
     times = time_interleaved(calls, seconds=seconds)
-    plain = e2e_twin(config)
-    flops = [count(c, input_shape=(3, *size)).flops for c in (plain, config)]
-    model = name.split('_')[0].removesuffix('-repl').removesuffix('-p16')
-
+    flops = [count(c, input_shape=(3, *size)).flops for c in (e2e_twin(config), config)]
+    model = name_of(config)
     rows = []
     for state, references in STATES.items():
         median = statistics.median(times[state])
@@ -169,7 +167,7 @@ def measure(
         )
         rows.append(
             Latency(
-                config=name,
+                config=Path(config.filename).stem,
                 sites=' '.join(f'{key}={value}' for key, value in config.model.backbone.repl.items()),
                 backend=backend,
                 batch=batch,

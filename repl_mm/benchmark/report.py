@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from repl_mm.analysis.plot import to_png
 from repl_mm.analysis.tables import Table
 from repl_mm.benchmark.timing import format_ratio
-from repl_mm.benchmark.training import StepCost
+from repl_mm.benchmark.training import MeasuredStep
 
 
-def as_markdown(rows: Sequence[StepCost], *, conditions: str) -> str:
+def as_markdown(rows: Sequence[MeasuredStep], *, conditions: str) -> str:
     """The figures as a table with the published ones beside them."""
     head = ['model', 'variant', 'backend', 'batch', 'size', 'time / E2E', 'published', 'memory / E2E', 'published']
     head += ['step (ms)', 'forward', 'backward', 'optimizer', 'memory (MiB)', 'weights', 'gradients', 'optimizer state']
@@ -32,7 +32,7 @@ def as_markdown(rows: Sequence[StepCost], *, conditions: str) -> str:
     return f'{table.markdown()}\n{_published_savings(rows)}{conditions}\n'
 
 
-def _time_ratio(row: StepCost, quartiles: tuple[float, float] | None = None) -> str:
+def _time_ratio(row: MeasuredStep, quartiles: tuple[float, float] | None = None) -> str:
     return format_ratio(row.time, quartiles) or row.note
 
 
@@ -40,7 +40,7 @@ def _figure(value: float | None) -> str:
     return '' if value is None else f'{value:.1f}'
 
 
-def _published_savings(rows: Sequence[StepCost]) -> str:
+def _published_savings(rows: Sequence[MeasuredStep]) -> str:
     """For each published model, which variant saves as much, or which comes nearest and what bounds it."""
     head = ['model', 'backend', 'batch', 'published time, memory', 'variant', 'its time, memory', 'most by dropping']
     cells = []
@@ -59,20 +59,20 @@ def _published_savings(rows: Sequence[StepCost]) -> str:
     return f'Published savings, over E2E:\n\n{Table(head, "lllrlrr", cells).markdown()}\n' if cells else ''
 
 
-def _shortfall(row: StepCost) -> float:
+def _shortfall(row: MeasuredStep) -> float:
     """How far a row is from both published ratios, by the worse one; at most 1 where it reaches both."""
     return max(row.time / row.published_time, row.memory / row.published_memory)
 
 
-def by_model(rows: Sequence[StepCost]) -> dict[tuple[str, str, int, str], list[StepCost]]:
+def by_model(rows: Sequence[MeasuredStep]) -> dict[tuple[str, str, int, str], list[MeasuredStep]]:
     """The rows that were measured together, by model, backend, batch and size."""
-    panels: dict[tuple[str, str, int, str], list[StepCost]] = {}
+    panels: dict[tuple[str, str, int, str], list[MeasuredStep]] = {}
     for row in rows:
         panels.setdefault((row.model, row.backend, row.batch, row.size), []).append(row)
     return panels
 
 
-def as_table(rows: Sequence[StepCost]) -> Table:
+def as_table(rows: Sequence[MeasuredStep]) -> Table:
     """What matters most, for a terminal."""
     head = ['model', 'variant', 'backend', 'batch', 'time / E2E', 'memory / E2E', 'step (ms)', 'memory (MiB)']
     cells = [
@@ -85,7 +85,7 @@ def as_table(rows: Sequence[StepCost]) -> Table:
     return Table(head, 'lllrrrrr', cells)
 
 
-def as_png(rows: Sequence[StepCost], *, conditions: str) -> bytes:
+def as_png(rows: Sequence[MeasuredStep], *, conditions: str) -> bytes:
     """Time and memory over those of E2E, a panel for each model, backend and batch size."""
     panels = by_model(rows)
     columns = min(3, len(panels))
@@ -102,7 +102,7 @@ def as_png(rows: Sequence[StepCost], *, conditions: str) -> bytes:
     return to_png(figure, dpi=110)
 
 
-def _plot_panel(axes: Axes, rows: Sequence[StepCost]) -> None:
+def _plot_panel(axes: Axes, rows: Sequence[MeasuredStep]) -> None:
     colours = {'E2E': '#222222', 'drop': '#888888', 'RepL': '#c2571a', 'SD': '#33608f', 'AC': '#33608f'}
     measured = [row for row in rows if row.time is not None]
     axes.axhline(1, color='#bbb', linewidth=0.8)

@@ -29,8 +29,8 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class StepCost:
-    """What a step of one variant of a model costs.
+class MeasuredStep:
+    """What a step of one variant of a model took, measured.
 
     Attributes:
         model: Name of the model; see :func:`repl_mm.benchmark.variants.name_of`.
@@ -135,7 +135,7 @@ def measure_steps(
     size: tuple[int, int],
     device: torch.device,
     seconds: float,
-) -> list[StepCost]:
+) -> list[MeasuredStep]:
     """Time and weigh a step of each variant; a variant that does not fit into memory gets a row that says so.
 
     Args:
@@ -221,7 +221,7 @@ def _rows(
     backend: str,
     batch: int,
     size: tuple[int, int],
-) -> list[StepCost]:
+) -> list[MeasuredStep]:
     published = PUBLISHED.get(model, (None, None))
     reference = names[0]
     rows = []
@@ -229,7 +229,7 @@ def _rows(
         row = dict(model=model, variant=name, backend=backend, batch=batch, size=f'{size[0]} x {size[1]}')
         row |= dict(published_memory=published[0], published_time=published[1])
         if name in notes:
-            rows.append(StepCost(**row, note=notes[name]))
+            rows.append(MeasuredStep(**row, note=notes[name]))
             continue
         rounds = len(times[name])
         phases = [1000 * statistics.median(phase) for phase in zip(*steps[name].phases[-rounds:], strict=True)]
@@ -240,5 +240,5 @@ def _rows(
             time, quartiles = round_ratio(times[name], times[reference])
             row |= dict(time=time, time_quartiles=quartiles)
             row |= dict(memory=memory[name]['total'] / memory[reference]['total'])
-        rows.append(StepCost(**row))
+        rows.append(MeasuredStep(**row))
     return rows

@@ -24,7 +24,7 @@ from repl_mm.benchmark.report import as_markdown, as_png
 from repl_mm.benchmark.step import TrainingStep, checkpoint_activations
 from repl_mm.benchmark.training import (
     MIB,
-    StepCost,
+    MeasuredStep,
     limited_memory,
     measure_memory,
     measure_steps,
@@ -256,11 +256,11 @@ def test_tool_refuses_what_is_unclear(tmp_path):
 def test_published_savings_name_a_recipe_or_the_bound(figures, expected):
     own = dict(model='resnet32', backend='fp32', batch=4, size='32 x 32', published_time=0.785, published_memory=0.796)
     rows = [
-        StepCost(variant='E2E', time=1, memory=1, **own),
-        StepCost(variant='drop, half', time=0.6, memory=0.7, **own),
+        MeasuredStep(variant='E2E', time=1, memory=1, **own),
+        MeasuredStep(variant='drop, half', time=0.6, memory=0.7, **own),
     ]
     for variant, (time, memory) in zip(('RepL, interval', 'RepL, half'), figures, strict=True):
-        rows.append(StepCost(variant=variant, time=time, memory=memory, **own))
+        rows.append(MeasuredStep(variant=variant, time=time, memory=memory, **own))
     assert f'| resnet32 | fp32 | 4 | 0.785, 0.796 | {expected} |' in as_markdown(rows, conditions='here')
     assert 'Published' not in as_markdown([replace(row, published_time=None) for row in rows], conditions='here')
 
