@@ -8,10 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from repl_mm.analysis.runs import Run, load_runs
+from repl_mm.analysis.tables import Table
 
 MIB = 2**20
 # Names of the host libraries' metrics as people say them.
@@ -174,24 +172,16 @@ def conditions(comparison: Comparison) -> str:
 
 
 def as_table(comparison: Comparison) -> Table:
-    """The comparison for a terminal."""
-    table = Table('')
-    for run in comparison.runs:
-        # As Text, because rich takes brackets in a plain string for markup.
-        table.add_column(Text(run.name), justify='right')
-    for row in comparison.rows:
-        table.add_row(row.label, *map(row.cell, range(len(comparison.runs))))
-    return table
+    """A row for each quantity, a column for each run."""
+    runs = comparison.runs
+    rows = [[row.label, *map(row.cell, range(len(runs)))] for row in comparison.rows]
+    return Table(['', *(run.name for run in runs)], 'l' + 'r' * len(runs), rows)
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The comparison as a Markdown table with its conditions."""
-    head = ['', *(run.name.replace('|', '\\|') for run in comparison.runs)]
-    lines = [head, ['---', *['---:'] * len(comparison.runs)]]
-    lines += [[row.label, *map(row.cell, range(len(comparison.runs)))] for row in comparison.rows]
-    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-    notes = [conditions(comparison) + '.', *(f'**{warning}.**' for warning in comparison.warnings)]
-    return '\n\n'.join([table, *notes]) + '\n'
+    """The table in Markdown, with the conditions."""
+    notes = [f'{conditions(comparison)}.', *(f'**{warning}.**' for warning in comparison.warnings)]
+    return '\n'.join([as_table(comparison).markdown(), '\n\n'.join(notes)]) + '\n'
 
 
 def as_json(comparison: Comparison) -> str:

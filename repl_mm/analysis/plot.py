@@ -46,8 +46,13 @@ def as_png(comparison: Comparison) -> bytes:
     legend.set_title('\n'.join(comparison.warnings))
     legend.get_title().set_color('#b00020')
     figure.suptitle(f'Compared with {runs[0].name}', weight='bold')
+    return to_png(figure, dpi=120)
+
+
+def to_png(figure: Figure, *, dpi: int) -> bytes:
+    """A PNG file of a figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=120)
+    figure.savefig(buffer, format='png', dpi=dpi)
     return buffer.getvalue()
 
 

@@ -1,6 +1,5 @@
 """What trained detectors and segmentors see: images, ground truth and predictions side by side."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 
+from repl_mm.analysis.plot import to_png
 from repl_mm.analysis.runs import find_config, name_runs
 from repl_mm.visualization import class_patches, draw
 
@@ -92,9 +92,7 @@ def as_grid(folders: Sequence[Path], *, number: int, threshold: float) -> bytes:
     if runs[0].scope == 'mmseg':
         entries = class_patches(range(len(runs[0].meta['classes'])), runs[0].meta)
         figure.legend(handles=entries, loc='outside lower center', ncols=6, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=160)
-    return buffer.getvalue()
+    return to_png(figure, dpi=160)
 
 
 def _pictures(

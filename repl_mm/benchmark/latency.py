@@ -1,11 +1,10 @@
 """How long one forward pass takes: end to end, with computing layers, deployed, and with batch norms folded.
 
-All forms of a model are timed in turns, and each ratio is the median of the ratios within a turn: what disturbs the
-machine for a while disturbs both sides.
+All states of a model are timed in interleaved rounds, and each ratio is the median of the ratios within a round: what
+disturbs the machine for a while disturbs both sides.
 """
 
 import copy
-import io
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,16 +19,18 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from rich.table import Table
 from torch import Tensor, nn
 
 from repl_mm.analysis.complexity import count
+from repl_mm.analysis.plot import to_png
+from repl_mm.analysis.tables import Table
 from repl_mm.backbones.configs import e2e_twin, require_sites
-from repl_mm.benchmark.timing import as_markdown_table, check_backends, format_ratio, time_interleaved
+from repl_mm.benchmark.timing import check_backends, format_ratio, round_ratio, time_interleaved
+from repl_mm.benchmark.variants import name_of
 from repl_mm.deployment import RawOutputs, deploy
 
-# What each form is measured against: (as trained, what is left of RepL's own overhead).
-FORMS = {
+# What each state of a network is measured against: (as trained, what is left of RepL's own overhead).
+STATES = {
     'E2E': (None, None),
     'E2E, folded': (None, None),
     'RepL, dynamic': ('E2E', None),
@@ -39,9 +40,9 @@ FORMS = {
 # Published on one A100 by arXiv 2605.19533: (model, backend, batch) -> Table XI, dynamic over deployed.
 TABLE_XI = {
     ('resnet34', 'fp32', 64): 1.000,
-    ('vit-small', 'fp32', 64): 1.006,
-    ('vit-small', 'fp32', 1): 1.139,
-    ('vit-small', 'amp', 64): 1.020,
+    ('vit-small-p16', 'fp32', 64): 1.006,
+    ('vit-small-p16', 'fp32', 1): 1.139,
+    ('vit-small-p16', 'amp', 64): 1.020,
     ('resnet101', 'fp32', 32): 1.013,
     ('resnet101', 'fp32', 1): 1.104,
 }
@@ -50,15 +51,15 @@ TABLE_XII = {
     ('resnet34', 'fp32'): 1.264,
     ('resnet34', 'channels-last'): 1.273,
     ('resnet34', 'channels-last+compile'): 1.290,
-    ('vit-small', 'fp32'): 1.176,
-    ('vit-small', 'amp'): 1.157,
+    ('vit-small-p16', 'fp32'): 1.176,
+    ('vit-small-p16', 'amp'): 1.157,
     ('resnet101', 'fp32'): 1.120,
 }
 
 
 @dataclass(frozen=True)
 class Latency:
-    """One form of a model under one backend.
+    """One state of a model under one backend.
 
     Attributes:
         config: Name of the config.
@@ -66,18 +67,18 @@ class Latency:
         backend: What it ran with.
         batch: Images in a batch.
         size: Height and width of the images.
-        form: One of ``FORMS``.
+        state: One of ``STATES``.
         median_ms: Median time of a forward pass.
         p90_ms: 90th percentile.
         images_per_s: By the median.
-        over_e2e: How many times faster than E2E, folded or not as this form is; the median of the turns' ratios.
+        over_e2e: How many times faster than E2E, folded or not as this state is; the median of the rounds' ratios.
         over_e2e_quartiles: Lower and upper quartile of these ratios.
         over_dynamic: How many times faster than with computing layers; None before deployment.
         over_dynamic_quartiles: As above.
-        flop_bound: E2E's operations over this form's, which is all that a machine bound by arithmetic can gain.
+        flop_bound: E2E's operations over this state's, which is all that a machine bound by arithmetic can gain.
         published_over_e2e: Table XII, where it has the row.
         published_over_dynamic: Table XI, where it has the row.
-        turns: How often each form was timed.
+        rounds: How often each state was timed.
     """
 
     config: str
@@ -85,7 +86,7 @@ class Latency:
     backend: str
     batch: int
     size: str
-    form: str
+    state: str
     median_ms: float
     p90_ms: float
     images_per_s: float
@@ -96,16 +97,16 @@ class Latency:
     flop_bound: float | None
     published_over_e2e: float | None
     published_over_dynamic: float | None
-    turns: int
+    rounds: int
 
 
-def build_forms(config: Config) -> dict[str, nn.Module]:
-    """All forms of a config's model, with random weights, in eval mode."""
+def build_states(config: Config) -> dict[str, nn.Module]:
+    """All states of a config's model, with random weights, in eval mode."""
     plain = e2e_twin(config)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         e2e, repl = (MODELS.build(c.model).eval() for c in (plain, config))
     models = (e2e, deploy(e2e, fuse_all=True), repl, deploy(repl), deploy(repl, fuse_all=True))
-    return dict(zip(FORMS, models, strict=True))
+    return dict(zip(STATES, models, strict=True))
 
 
 def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], object]:
@@ -145,51 +146,44 @@ def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], o
 def measure(
     config: Config, *, backend: str, batch: int, size: tuple[int, int], device: torch.device, seconds: float
 ) -> list[Latency]:
-    """Time all forms of a config's model; options as in :func:`prepare` and :func:`time_interleaved`.
+    """Time all states of a config's model; options as in :func:`prepare` and :func:`time_interleaved`.
 
     Raises:
         ValueError: The config has no sites.
     """
     require_sites(config)
-    name = Path(config.filename).stem
-    models = build_forms(config)
+    models = build_states(config)
     images = torch.randn(batch, 3, *size, device=device)
-    calls = {form: prepare(model, images, backend=backend) for form, model in models.items()}
+    calls = {state: prepare(model, images, backend=backend) for state, model in models.items()}
     times = time_interleaved(calls, seconds=seconds)
-    plain = e2e_twin(config)
-    flops = [count(c, input_shape=(3, *size)).flops for c in (plain, config)]
-    model = name.split('_')[0].removesuffix('-repl').removesuffix('-p16')
-
-    def ratio(form: str, reference: str | None) -> tuple[float | None, tuple[float, float] | None]:
-        if reference is None:
-            return None, None
-        low, middle, high = np.quantile(np.divide(times[reference], times[form]), (0.25, 0.5, 0.75)).tolist()
-        return middle, (low, high)
-
+    flops = [count(c, input_shape=(3, *size)).flops for c in (e2e_twin(config), config)]
+    model = name_of(config)
     rows = []
-    for form, (e2e, dynamic) in FORMS.items():
-        median = statistics.median(times[form])
-        deployed = form == 'RepL, deployed'
-        (over_e2e, e2e_quartiles), (over_dynamic, dynamic_quartiles) = ratio(form, e2e), ratio(form, dynamic)
+    for state, references in STATES.items():
+        median = statistics.median(times[state])
+        deployed = state == 'RepL, deployed'
+        (over_e2e, e2e_quartiles), (over_dynamic, dynamic_quartiles) = (
+            round_ratio(times[reference], times[state]) if reference else (None, None) for reference in references
+        )
         rows.append(
             Latency(
-                config=name,
+                config=Path(config.filename).stem,
                 sites=' '.join(f'{key}={value}' for key, value in config.model.backbone.repl.items()),
                 backend=backend,
                 batch=batch,
                 size=f'{size[0]} x {size[1]}',
-                form=form,
+                state=state,
                 median_ms=1000 * median,
-                p90_ms=1000 * float(np.quantile(times[form], 0.9)),
+                p90_ms=1000 * float(np.quantile(times[state], 0.9)),
                 images_per_s=batch / median,
                 over_e2e=over_e2e,
                 over_e2e_quartiles=e2e_quartiles,
                 over_dynamic=over_dynamic,
                 over_dynamic_quartiles=dynamic_quartiles,
-                flop_bound=flops[0] / flops[1] if e2e else None,
+                flop_bound=flops[0] / flops[1] if over_e2e else None,
                 published_over_e2e=TABLE_XII.get((model, backend)) if deployed and batch > 1 else None,
                 published_over_dynamic=TABLE_XI.get((model, backend, batch)) if deployed else None,
-                turns=len(times[form]),
+                rounds=len(times[state]),
             )
         )
     return rows
@@ -197,38 +191,40 @@ def measure(
 
 def as_markdown(rows: Sequence[Latency], *, conditions: str) -> str:
     """The figures as a table with the published ones beside them."""
-    head = ['model', 'sites', 'backend', 'batch', 'size', 'form', 'median (ms)', 'p90 (ms)', 'images/s', 'turns']
+    head = ['model', 'sites', 'backend', 'batch', 'size', 'state', 'median (ms)', 'p90 (ms)', 'images/s', 'rounds']
     head += ['over E2E', 'FLOPs allow', 'published over E2E', 'over dynamic', 'published over dynamic']
-    lines = [head, ['---'] * 3 + ['---:'] * 2 + ['---'] + ['---:'] * 9]
-    for row in rows:
-        cells = [row.config, row.sites, row.backend, str(row.batch), row.size, row.form]
-        cells += [f'{row.median_ms:.2f}', f'{row.p90_ms:.2f}', f'{row.images_per_s:.1f}', str(row.turns)]
-        cells += [
+    cells = [
+        [
+            *(row.config, row.sites, row.backend, str(row.batch), row.size, row.state),
+            *(f'{row.median_ms:.2f}', f'{row.p90_ms:.2f}', f'{row.images_per_s:.1f}', str(row.rounds)),
             format_ratio(row.over_e2e, row.over_e2e_quartiles),
-            format_ratio(row.flop_bound),
-            format_ratio(row.published_over_e2e),
+            *map(format_ratio, (row.flop_bound, row.published_over_e2e)),
+            format_ratio(row.over_dynamic, row.over_dynamic_quartiles),
+            format_ratio(row.published_over_dynamic),
         ]
-        cells += [format_ratio(row.over_dynamic, row.over_dynamic_quartiles), format_ratio(row.published_over_dynamic)]
-        lines.append(cells)
-    return f'{as_markdown_table(lines)}\n{conditions}\n'
+        for row in rows
+    ]
+    return f'{Table(head, "lllrrl" + 9 * "r", cells).markdown()}\n{conditions}\n'
 
 
 def as_table(rows: Sequence[Latency]) -> Table:
-    """The short form for a terminal."""
-    table = Table('model', 'sites', 'backend', 'batch', 'form', 'median (ms)', 'over E2E', 'over dynamic')
-    for row in rows:
-        name, policy = row.config.split('_')[0], row.sites.split()[0].removeprefix('policy=')
-        ratios = (
+    """What matters most, for a terminal."""
+    head = ['model', 'sites', 'backend', 'batch', 'state', 'median (ms)', 'over E2E', 'over dynamic']
+    cells = [
+        [
+            *(row.config.split('_')[0], row.sites.split()[0].removeprefix('policy='), row.backend, str(row.batch)),
+            *(row.state, f'{row.median_ms:.2f}'),
             format_ratio(row.over_e2e, row.over_e2e_quartiles),
             format_ratio(row.over_dynamic, row.over_dynamic_quartiles),
-        )
-        table.add_row(name, policy, row.backend, str(row.batch), row.form, f'{row.median_ms:.2f}', *ratios)
-    return table
+        ]
+        for row in rows
+    ]
+    return Table(head, 'lllrlrrr', cells)
 
 
 def as_png(rows: Sequence[Latency], *, conditions: str) -> bytes:
-    """Speed-ups of the deployed forms as bars, the bound by operations and the published figures as marks."""
-    shown = [row for row in rows if row.form.startswith('RepL, deployed')]
+    """Speed-ups of the deployed states as bars, the bound by operations and the published figures as marks."""
+    shown = [row for row in rows if row.state.startswith('RepL, deployed')]
     figure = Figure(figsize=(11, 1.6 + 0.32 * len(shown)), layout='constrained')
     left, right = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(shown))
@@ -239,7 +235,7 @@ def as_png(rows: Sequence[Latency], *, conditions: str) -> bytes:
         ratios = np.array([getattr(row, ours) for row in shown])
         spread = np.array([getattr(row, f'{ours}_quartiles') for row in shown])
         axes.barh(places, ratios - 1, 0.7, left=1, color='#c2571a', alpha=0.85)
-        axes.hlines(places, *spread.T, color='#5b2508', linewidth=1.5, label='quartiles of the turns')
+        axes.hlines(places, *spread.T, color='#5b2508', linewidth=1.5, label='quartiles over the rounds')
         for at, value in enumerate(ratios):
             axes.text(1.01, at, f'{value:.3f}', transform=axes.get_yaxis_transform(), va='center', fontsize=8)
         marks = [(at, getattr(row, published)) for at, row in enumerate(shown) if getattr(row, published)]
@@ -252,13 +248,11 @@ def as_png(rows: Sequence[Latency], *, conditions: str) -> bytes:
         axes.margins(x=0.15)
     left.scatter([row.flop_bound for row in shown], places, marker='|', s=120, color='#222', label='FLOPs allow')
     names = [f'{row.config.split("_")[0]}, {row.sites.split()[0].split("=")[1]}, {row.backend}, batch {row.batch}: '
-             f'{row.form.removeprefix("RepL, ")}' for row in shown]  # fmt: skip
+             f'{row.state.removeprefix("RepL, ")}' for row in shown]  # fmt: skip
     left.set_yticks(places, names, fontsize=8)
     left.invert_yaxis()
     handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
     handles |= dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=3, frameon=False)
     figure.suptitle(conditions, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=120)
-    return buffer.getvalue()
+    return to_png(figure, dpi=120)

@@ -1,39 +1,49 @@
 """What training steps cost, as tables and a picture."""
 
-import io
 from collections.abc import Sequence
 from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.table import Table
 
-from repl_mm.benchmark.timing import as_markdown_table, format_ratio
-from repl_mm.benchmark.training import StepCost
+from repl_mm.analysis.plot import to_png
+from repl_mm.analysis.tables import Table
+from repl_mm.benchmark.timing import format_ratio
+from repl_mm.benchmark.training import MeasuredStep
 
 
-def as_markdown(rows: Sequence[StepCost], *, conditions: str) -> str:
+def as_markdown(rows: Sequence[MeasuredStep], *, conditions: str) -> str:
     """The figures as a table with the published ones beside them."""
     head = ['model', 'variant', 'backend', 'batch', 'size', 'time / E2E', 'published', 'memory / E2E', 'published']
     head += ['step (ms)', 'forward', 'backward', 'optimizer', 'memory (MiB)', 'weights', 'gradients', 'optimizer state']
-    head += ['activations', 'turns']
-    lines = [head, ['---'] * 3 + ['---:'] + ['---'] + ['---:'] * (len(head) - 5)]
+    head += ['activations', 'rounds']
+    cells = []
     for row in rows:
-        replaced = row.variant.startswith('RepL')
-        ratios = [format_ratio(row.time, row.time_quartiles) or row.note]
-        ratios += [format_ratio(row.published_time if replaced else None), format_ratio(row.memory)]
-        ratios += [format_ratio(row.published_memory if replaced else None)]
-        milliseconds = (row.step_ms, row.forward_ms, row.backward_ms, row.optimizer_ms)
-        sizes = (row.memory_mib, row.weights_mib, row.gradients_mib, row.optimizer_mib, row.activations_mib)
-        figures = ['' if value is None else f'{value:.1f}' for value in (*milliseconds, *sizes)]
-        lines.append([row.model, row.variant, row.backend, str(row.batch), row.size, *ratios, *figures, str(row.turns)])
-    return f'{as_markdown_table(lines)}\n{_published_savings(rows)}{conditions}\n'
+        published = (row.published_time, row.published_memory) if row.variant.startswith('RepL') else (None, None)
+        cells.append([
+            *(row.model, row.variant, row.backend, str(row.batch), row.size),
+            *(_time_ratio(row, row.time_quartiles), format_ratio(published[0])),
+            *map(format_ratio, (row.memory, published[1])),
+            *map(_figure, (row.step_ms, row.forward_ms, row.backward_ms, row.optimizer_ms, row.memory_mib)),
+            *map(_figure, (row.weights_mib, row.gradients_mib, row.optimizer_mib, row.activations_mib)),
+            str(row.rounds),
+        ])  # fmt: skip
+    table = Table(head, 'lllrl' + 14 * 'r', cells)
+    return f'{table.markdown()}\n{_published_savings(rows)}{conditions}\n'
 
 
-def _published_savings(rows: Sequence[StepCost]) -> str:
+def _time_ratio(row: MeasuredStep, quartiles: tuple[float, float] | None = None) -> str:
+    return format_ratio(row.time, quartiles) or row.note
+
+
+def _figure(value: float | None) -> str:
+    return '' if value is None else f'{value:.1f}'
+
+
+def _published_savings(rows: Sequence[MeasuredStep]) -> str:
     """For each published model, which variant saves as much, or which comes nearest and what bounds it."""
-    lines = [['model', 'backend', 'batch', 'published time, memory', 'variant', 'its time, memory', 'most by dropping']]
-    lines.append(['---'] * 3 + ['---:', '---', '---:', '---:'])
+    head = ['model', 'backend', 'batch', 'published time, memory', 'variant', 'its time, memory', 'most by dropping']
+    cells = []
     for (model, backend, batch, _), panel in by_model(rows).items():
         ours = [row for row in panel if row.variant.startswith('RepL') and row.time is not None]
         if panel[0].published_time is None or not ours:
@@ -42,41 +52,40 @@ def _published_savings(rows: Sequence[StepCost]) -> str:
         # In the order of the variants, so with the fewest replaced blocks; or else the nearest.
         best = reached[0] if reached else min(ours, key=_shortfall)
         dropped = [row for row in panel if row.variant.startswith('drop') and row.time is not None]
-        bound = [f'{min(r.time for r in dropped):.3f}, {min(r.memory for r in dropped):.3f}'] if dropped else ['']
+        bound = f'{min(r.time for r in dropped):.3f}, {min(r.memory for r in dropped):.3f}' if dropped else ''
         published = f'{best.published_time:.3f}, {best.published_memory:.3f}'
         word = f'{best.variant} reaches both' if reached else f'none reaches both; nearest {best.variant}'
-        lines.append([model, backend, str(batch), published, word, f'{best.time:.3f}, {best.memory:.3f}', *bound])
-    if len(lines) == 2:
-        return ''
-    return f'Published savings, over E2E:\n\n{as_markdown_table(lines)}\n'
+        cells.append([model, backend, str(batch), published, word, f'{best.time:.3f}, {best.memory:.3f}', bound])
+    return f'Published savings, over E2E:\n\n{Table(head, "lllrlrr", cells).markdown()}\n' if cells else ''
 
 
-def _shortfall(row: StepCost) -> float:
+def _shortfall(row: MeasuredStep) -> float:
     """How far a row is from both published ratios, by the worse one; at most 1 where it reaches both."""
     return max(row.time / row.published_time, row.memory / row.published_memory)
 
 
-def by_model(rows: Sequence[StepCost]) -> dict[tuple[str, str, int, str], list[StepCost]]:
+def by_model(rows: Sequence[MeasuredStep]) -> dict[tuple[str, str, int, str], list[MeasuredStep]]:
     """The rows that were measured together, by model, backend, batch and size."""
-    panels: dict[tuple[str, str, int, str], list[StepCost]] = {}
+    panels: dict[tuple[str, str, int, str], list[MeasuredStep]] = {}
     for row in rows:
         panels.setdefault((row.model, row.backend, row.batch, row.size), []).append(row)
     return panels
 
 
-def as_table(rows: Sequence[StepCost]) -> Table:
-    """The short form for a terminal."""
-    table = Table('model', 'variant', 'backend', 'batch', 'time / E2E', 'memory / E2E', 'step (ms)', 'memory (MiB)')
-    for row in rows:
-        figures = (row.step_ms, row.memory_mib)
-        table.add_row(
-            row.model, row.variant, row.backend, str(row.batch), format_ratio(row.time) or row.note,
-            format_ratio(row.memory), *('' if value is None else f'{value:.1f}' for value in figures),
-        )  # fmt: skip
-    return table
+def as_table(rows: Sequence[MeasuredStep]) -> Table:
+    """What matters most, for a terminal."""
+    head = ['model', 'variant', 'backend', 'batch', 'time / E2E', 'memory / E2E', 'step (ms)', 'memory (MiB)']
+    cells = [
+        [
+            *(row.model, row.variant, row.backend, str(row.batch), _time_ratio(row), format_ratio(row.memory)),
+            *map(_figure, (row.step_ms, row.memory_mib)),
+        ]
+        for row in rows
+    ]
+    return Table(head, 'lllrrrrr', cells)
 
 
-def as_png(rows: Sequence[StepCost], *, conditions: str) -> bytes:
+def as_png(rows: Sequence[MeasuredStep], *, conditions: str) -> bytes:
     """Time and memory over those of E2E, a panel for each model, backend and batch size."""
     panels = by_model(rows)
     columns = min(3, len(panels))
@@ -90,12 +99,10 @@ def as_png(rows: Sequence[StepCost], *, conditions: str) -> bytes:
     figure.supxlabel('step time over E2E', fontsize=10)
     figure.supylabel('peak memory over E2E', fontsize=10)
     figure.suptitle(fill(conditions, 75 * columns), fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=110)
-    return buffer.getvalue()
+    return to_png(figure, dpi=110)
 
 
-def _plot_panel(axes: Axes, rows: Sequence[StepCost]) -> None:
+def _plot_panel(axes: Axes, rows: Sequence[MeasuredStep]) -> None:
     colours = {'E2E': '#222222', 'drop': '#888888', 'RepL': '#c2571a', 'SD': '#33608f', 'AC': '#33608f'}
     measured = [row for row in rows if row.time is not None]
     axes.axhline(1, color='#bbb', linewidth=0.8)

@@ -1,15 +1,12 @@
-"""Timing in turns, and how its results are written down."""
+"""Timing in interleaved rounds, and how its results are written down."""
 
-import csv
-import io
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
 from datetime import date
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from repl_mm import __version__
@@ -26,21 +23,21 @@ def check_backends(backends: Sequence[str]) -> None:
 def time_interleaved(
     calls: Mapping[str, Callable[[], object]], *, seconds: float, least: int = 10
 ) -> dict[str, list[float]]:
-    """Seconds of each call, all called once in a turn, for at least ``least`` turns and ``seconds``.
+    """Seconds of each call, all called once in a round, for at least ``least`` rounds and ``seconds``.
 
-    Every other turn goes backwards, so that no call always follows the same one.
+    Every other round goes backwards, so that no call always follows the same one.
     """
     for call in calls.values():
         for _ in range(3):
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
-    end, turn = time.perf_counter() + seconds, 0
-    while turn < least or time.perf_counter() < end:
-        for name in list(calls)[:: -1 if turn % 2 else 1]:
+    end, done = time.perf_counter() + seconds, 0
+    while done < least or time.perf_counter() < end:
+        for name in list(calls)[:: -1 if done % 2 else 1]:
             start = time.perf_counter()
             calls[name]()
             times[name].append(time.perf_counter() - start)
-        turn += 1
+        done += 1
     return times
 
 
@@ -54,22 +51,14 @@ def describe(device: torch.device) -> str:
     return f'{hardware}, torch {torch.__version__}, repl_mm {__version__}, {date.today()}.'
 
 
-def as_csv(rows: Sequence[Any]) -> str:
-    """Records, which are dataclasses of one kind, one line each."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(rows[0])], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return buffer.getvalue()
-
-
-def as_markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A head, its alignments and the rows as a table in Markdown."""
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
+def round_ratio(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Median and quartiles of the ratios within each round: what disturbs the machine for a while disturbs both."""
+    low, middle, high = np.quantile(np.divide(seconds, reference), (0.25, 0.5, 0.75)).tolist()
+    return middle, (low, high)
 
 
 def format_ratio(value: float | None, quartiles: tuple[float, float] | None = None) -> str:
-    """A ratio with the quartiles of the turns; empty where there is none."""
+    """A ratio with the quartiles over the rounds; empty where there is none."""
     if value is None:
         return ''
     return f'{value:.3f}' + (f' ({quartiles[0]:.2f} to {quartiles[1]:.2f})' if quartiles else '')

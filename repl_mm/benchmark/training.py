@@ -1,7 +1,7 @@
 """What one training step costs in time and memory: end to end, replaced, and with the usual ways to save beside it.
 
-All variants of a model are timed in turns, step by step, with the losses, the optimizer and the mixed precision of the
-host libraries; each ratio is the median of the ratios within a turn.
+All variants of a model are timed in interleaved rounds of one step each, with the losses, the optimizer and the mixed
+precision of the host libraries; each ratio is the median of the ratios within a round.
 """
 
 import gc
@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import numpy as np
+import psutil
 import torch
 from mmengine.config import Config
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -23,15 +22,15 @@ from torch.utils.hooks import RemovableHandle
 
 from repl_mm.backbones.stochastic_depth import disabled_stochastic_depth
 from repl_mm.benchmark.step import TrainingStep, check_training_backends
-from repl_mm.benchmark.timing import time_interleaved
+from repl_mm.benchmark.timing import round_ratio, time_interleaved
 from repl_mm.benchmark.variants import PUBLISHED
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
-class StepCost:
-    """What a step of one variant of a model costs.
+class MeasuredStep:
+    """What a step of one variant of a model took, measured.
 
     Attributes:
         model: Name of the model; see :func:`repl_mm.benchmark.variants.name_of`.
@@ -44,7 +43,7 @@ class StepCost:
         forward_ms: Of it, forward pass and losses.
         backward_ms: Of it, the backward pass.
         optimizer_ms: Of it, the optimizer's step.
-        time: Time over E2E's, the median of the turns' ratios.
+        time: Time over E2E's, the median of the rounds' ratios.
         time_quartiles: Lower and upper quartile of these ratios.
         memory_mib: Peak memory of a step.
         memory: The same over E2E's.
@@ -54,7 +53,7 @@ class StepCost:
         activations_mib: Of the peak, the rest: what is kept for the backward pass, and passing tensors.
         published_time: Published time of RepL over E2E.
         published_memory: The same of memory.
-        turns: How often each variant was timed.
+        rounds: How often each variant was timed.
     """
 
     model: str
@@ -77,7 +76,7 @@ class StepCost:
     activations_mib: float | None = None
     published_time: float | None = None
     published_memory: float | None = None
-    turns: int = 0
+    rounds: int = 0
 
 
 def measure_memory(step: TrainingStep) -> dict[str, float]:
@@ -115,17 +114,12 @@ def measure_memory(step: TrainingStep) -> dict[str, float]:
 def limited_memory() -> Iterator[None]:
     """Have allocations fail where memory ends; by default, Linux ends a process that takes too much without a word."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    most = 1024 * (_kibibytes('/proc/self/status', 'VmData') + _kibibytes('/proc/meminfo', 'MemAvailable'))
+    most = psutil.Process().memory_info().data + psutil.virtual_memory().available
     resource.setrlimit(resource.RLIMIT_DATA, (min([most, *(limit for limit in before if limit >= 0)]), before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _kibibytes(path: str, key: str) -> int:
-    (line,) = (line for line in Path(path).read_text().splitlines() if line.startswith(f'{key}:'))
-    return int(line.split()[1])
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -141,7 +135,7 @@ def measure_steps(
     size: tuple[int, int],
     device: torch.device,
     seconds: float,
-) -> list[StepCost]:
+) -> list[MeasuredStep]:
     """Time and weigh a step of each variant; a variant that does not fit into memory gets a row that says so.
 
     Args:
@@ -151,7 +145,7 @@ def measure_steps(
         batch: Images in a batch.
         size: Height and width of the images.
         device: Where to train.
-        seconds: Time for all turns; at least five are done.
+        seconds: Time for all rounds; at least five are done.
 
     Raises:
         ValueError: A backend that does not exist.
@@ -197,7 +191,7 @@ def _drop(steps: dict[str, TrainingStep], names: Iterable[str]) -> None:
 
 
 def _time(steps: dict[str, TrainingStep], notes: dict[str, str], *, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each step in turns; one that runs out of memory is dropped, and the others begin again."""
+    """Seconds of each step, in interleaved rounds; where one runs out of memory, the others begin again without it."""
     running = ''
 
     def run(name: str) -> None:
@@ -227,7 +221,7 @@ def _rows(
     backend: str,
     batch: int,
     size: tuple[int, int],
-) -> list[StepCost]:
+) -> list[MeasuredStep]:
     published = PUBLISHED.get(model, (None, None))
     reference = names[0]
     rows = []
@@ -235,17 +229,16 @@ def _rows(
         row = dict(model=model, variant=name, backend=backend, batch=batch, size=f'{size[0]} x {size[1]}')
         row |= dict(published_memory=published[0], published_time=published[1])
         if name in notes:
-            rows.append(StepCost(**row, note=notes[name]))
+            rows.append(MeasuredStep(**row, note=notes[name]))
             continue
-        turns = len(times[name])
-        phases = [1000 * statistics.median(phase) for phase in zip(*steps[name].phases[-turns:], strict=True)]
+        rounds = len(times[name])
+        phases = [1000 * statistics.median(phase) for phase in zip(*steps[name].phases[-rounds:], strict=True)]
         row |= dict(zip(('forward_ms', 'backward_ms', 'optimizer_ms'), phases, strict=True))
         row |= {f'{part}_mib': value for part, value in memory[name].items() if part != 'total'}
-        row |= dict(step_ms=1000 * statistics.median(times[name]), memory_mib=memory[name]['total'], turns=turns)
+        row |= dict(step_ms=1000 * statistics.median(times[name]), memory_mib=memory[name]['total'], rounds=rounds)
         if reference in steps:
-            ratios = np.divide(times[name], times[reference])
-            low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-            row |= dict(time=middle, time_quartiles=(low, high))
+            time, quartiles = round_ratio(times[name], times[reference])
+            row |= dict(time=time, time_quartiles=quartiles)
             row |= dict(memory=memory[name]['total'] / memory[reference]['total'])
-        rows.append(StepCost(**row))
+        rows.append(MeasuredStep(**row))
     return rows

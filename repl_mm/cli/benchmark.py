@@ -20,12 +20,12 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
-from rich.console import Console
 from rich.progress import track
 
+from repl_mm.analysis.tables import as_csv
 from repl_mm.benchmark import latency, report
 from repl_mm.benchmark.step import check_training_backends
-from repl_mm.benchmark.timing import BACKENDS, as_csv, check_backends, describe
+from repl_mm.benchmark.timing import BACKENDS, check_backends, describe
 from repl_mm.benchmark.training import measure_steps
 from repl_mm.benchmark.variants import VARIANTS, build_variants, name_of
 
@@ -150,6 +150,6 @@ def main() -> None:
     conditions = describe(device)
     write_atomic(args.out / f'{args.kind}.md', tables.as_markdown(rows, conditions=conditions).encode())
     write_atomic(args.out / f'{args.kind}.png', tables.as_png(rows, conditions=conditions))
-    Console().print(tables.as_table(rows))
+    tables.as_table(rows).print()
     print(conditions)
     print(f'Wrote {args.kind}.csv, {args.kind}.md and {args.kind}.png to {args.out}')

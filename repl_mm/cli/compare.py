@@ -35,7 +35,7 @@ def main() -> None:
     for name, content in files.items():
         write_atomic(out / name, content)
     console = Console()
-    console.print(as_table(comparison))
+    as_table(comparison).print()
     console.print(conditions(comparison), highlight=False)
     for warning in comparison.warnings:
         console.print(warning, style='bold yellow', markup=False)

@@ -6,11 +6,10 @@ from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_confi
 
 # isort: split
 from mmengine.logging import MMLogger
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from repl_mm.analysis.cost import Cost, build_empty, count_cost, optimizer_bytes, predict_cost, variants
+from repl_mm.analysis.tables import Table
 
 MIB = 2**20
 COLUMNS = ('parameters', 'trainable', 'forward (GFLOP)', 'backward (GFLOP)', 'activations (MiB)', 'optimizer (MiB)')
@@ -20,9 +19,9 @@ def cells(cost: Cost, reference: Cost) -> list[str]:
     """Quantities in readable units, each with its change from E2E."""
     scales = ((1, ',.0f'), (1, ',.0f'), (1e9, ',.3f'), (1e9, ',.3f'), (MIB, ',.2f'))
     texts = []
-    for value, base, (unit, form) in zip(cost.values(), reference.values(), scales, strict=True):
+    for value, base, (unit, spec) in zip(cost.values(), reference.values(), scales, strict=True):
         change = '' if value == base else f' ({100 * (value / base - 1):+.1f} %)'
-        texts.append(f'{value / unit:{form}}{change}')
+        texts.append(f'{value / unit:{spec}}{change}')
     return texts
 
 
@@ -41,19 +40,16 @@ def main() -> None:
         raise ValueError(f'--size is at least 1 x 1, got {args.size[0]} x {args.size[1]}')
     MMLogger.get_instance('mmengine', log_level='WARNING')
     shape, configs = (3, *args.size), variants(config)
-    counted = {form: count_cost(c, shape) for form, c in track(configs.items(), 'Counting: ')}
+    counted = {name: count_cost(c, shape) for name, c in track(configs.items(), 'Counting: ')}
     predicted = predict_cost(config, counted['E2E'], shape)
     optimizer = config.get('optim_wrapper', {}).get('optimizer')
-    table = Table('', '', title=f'{args.config}, one image of {args.size[0]} x {args.size[1]}, float32')
-    for column in COLUMNS:
-        table.add_column(column, justify='right')
-    for form, c in configs.items():
+    rows = []
+    for name, c in configs.items():
         state = f'{optimizer_bytes(build_empty(c), optimizer) / MIB:,.1f}' if optimizer else '–'
-        table.add_row(form, 'counted', *cells(counted[form], counted['E2E']), state)
-        agrees = predicted[form] == counted[form]
-        if form != 'E2E':
-            table.add_row(
-                '', 'predicted', *(['the same'] * 5 if agrees else cells(predicted[form], counted['E2E'])), ''
-            )
-        table.add_section()
-    Console().print(table)
+        rows.append([name, 'counted', *cells(counted[name], counted['E2E']), state])
+        if name != 'E2E':
+            agrees = predicted[name] == counted[name]
+            figures = ['the same'] * 5 if agrees else cells(predicted[name], counted['E2E'])
+            rows.append(['', 'predicted', *figures, ''])
+    title = f'{args.config}, one image of {args.size[0]} x {args.size[1]}, float32'
+    Table(['', '', *COLUMNS], 'll' + 'r' * len(COLUMNS), rows, title=title).print()

@@ -30,12 +30,11 @@ from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 
 from repl_mm import __version__
+from repl_mm.analysis.tables import Table
 from repl_mm.deployment import deploy, parity
 from repl_mm.engine.checkpoints import as_safetensors
 from repl_mm.export.graph import OPSET, TOLERANCE, as_onnx, as_torch, check, input_shape, trace
@@ -132,15 +131,15 @@ def check_parity(model: nn.Module, static: nn.Module, images: list[Tensor], *, f
         resized = [nn.functional.interpolate(image, size, mode='bilinear') for image in images]
         batches.append(('validation set, resized', torch.cat(resized)))
     batches += [('validation set', image) for image in images if image[0, 0].numel() <= LARGEST]
-    table = Table('Images', 'Height x width', 'float64', 'float32', title='Relative difference from the trained model')
-    equal = True
+    rows, equal = [], True
     for name, batch in track(batches, 'Comparing: ', transient=True):
         double, single = parity(exact, model, batch.double()), parity(static, model, batch)
         if math.isnan(parity(model, model, batch)):
             raise ValueError(f'the trained model itself gives NaN on images ({name}): look at its batch norms')
         equal &= double <= 1e-10 and single <= 1e-5  # false for NaN too
-        table.add_row(name, ' x '.join(map(str, batch.shape[2:])), f'{double:.1e}', f'{single:.1e}')
-    Console().print(table)
+        rows.append([name, ' x '.join(map(str, batch.shape[2:])), f'{double:.1e}', f'{single:.1e}'])
+    title = 'Relative difference from the trained model'
+    Table(['Images', 'Height x width', 'float64', 'float32'], 'llrr', rows, title=title).print()
     if not equal:
         raise ValueError('the static model does not equal the trained one, see the table: nothing was written')
 
@@ -179,14 +178,14 @@ def write_exports(static: nn.Module, path: Path, args: Namespace) -> None:
     # At its own size a ViT does not resize its position embeddings, which an exported graph does for some sizes only.
     program = trace(exported, getattr(static.backbone, 'img_size', SIZES[0]))
     shape = ' x '.join(map(str, input_shape(program)))
-    for form in args.format:
-        content = as_onnx(program, model=exported) if form == 'onnx' else as_torch(program)
-        difference = check(exported, program, content, form=form)
+    for format in args.format:
+        content = as_onnx(program, model=exported) if format == 'onnx' else as_torch(program)
+        difference = check(exported, program, content, format=format)
         if not difference <= TOLERANCE:
-            raise ValueError(f'the export as {form} differs by {difference:.1e} from the model: nothing was written')
-        opset = f', opset {OPSET}' if form == 'onnx' else ''
-        print(f'{form}: images {shape}{opset}, relative difference {difference:.1e}')
-        write_atomic(path.with_suffix(EXPORTS[form]), content)
+            raise ValueError(f'the export as {format} differs by {difference:.1e} from the model: nothing was written')
+        opset = f', opset {OPSET}' if format == 'onnx' else ''
+        print(f'{format}: images {shape}{opset}, relative difference {difference:.1e}')
+        write_atomic(path.with_suffix(EXPORTS[format]), content)
 
 
 @exit_on_user_error()

@@ -13,8 +13,8 @@ import torch
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from rich.console import Console
-from rich.table import Table
 
+from repl_mm.analysis.tables import Table
 from repl_mm.benchmark.plan import Plan, Saving, describe, make_plan
 from repl_mm.benchmark.step import check_training_backends
 from repl_mm.benchmark.timing import BACKENDS
@@ -37,12 +37,13 @@ def percent(value: float | None) -> str:
 
 
 def as_table(plan: Plan) -> Table:
-    table = Table('sites', 'form', 'predicted time', 'measured', 'predicted memory', 'measured', title='saved of E2E')
+    head = ['sites', 'form', 'predicted time', 'measured', 'predicted memory', 'measured']
+    rows = []
     for trial in plan.trials:
         form = ', '.join(f'{k}={v}' for k, v in trial.repl.items() if k not in ('policy', 'sites')) or 'plain'
         figures = (trial.predicted.time, trial.measured.time, trial.predicted.memory, trial.measured.memory)
-        table.add_row(' '.join(f'{s}.{i}' for s, i in trial.repl['sites']), form, *map(percent, figures))
-    return table
+        rows.append([' '.join(f'{s}.{i}' for s, i in trial.repl['sites']), form, *map(percent, figures)])
+    return Table(head, 'llrrrr', rows, title='saved of E2E')
 
 
 def shortfall(plan: Plan, target: Saving) -> str:
@@ -100,7 +101,7 @@ def main() -> None:
             config, target, batch=args.batch_size, size=tuple(args.size), backend=args.backend, device=device,
             seconds=args.seconds, report=lambda text: (console.log(text), status.update(text)),
         )  # fmt: skip
-    console.print(as_table(plan))
+    as_table(plan).print()
     print(f'Batch {args.batch_size}, {args.size[0]} x {args.size[1]}, {args.backend}; {describe_machine(device)}')
     if not plan.reached:
         print(shortfall(plan, target))

@@ -15,20 +15,19 @@ from repl_mm.engine.weights import load_strict, read_checkpoint
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner, find_latest_checkpoint
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from repl_mm.analysis.compare import METRICS
 from repl_mm.analysis.runs import find_config, name_runs
+from repl_mm.analysis.tables import Table
 from repl_mm.backbones import ReplMixin
 from repl_mm.benchmark.timing import describe, time_interleaved
 from repl_mm.deployment import RawOutputs, deploy
 from repl_mm.export.quantization import quantize, quantize_onnx
 from repl_mm.surgery import fold_norms
 
-FORMS = ('FP32', 'INT8, torchao', 'INT8, onnxruntime')
+PRECISIONS = ('FP32', 'INT8, torchao', 'INT8, onnxruntime')
 BATCH = 16
 
 
@@ -72,8 +71,8 @@ def calibration_images(runner: Runner, *, number: int) -> list[Tensor]:
     return list(torch.cat([image[:, :, :height, :width] for image in images]).split(BATCH))
 
 
-def score_forms(folder: Path, *, number: int, work_dir: Path) -> dict[str, dict[str, float]]:
-    """Metrics and images per second of each form."""
+def score_precisions(folder: Path, *, number: int, work_dir: Path) -> dict[str, dict[str, float]]:
+    """Metrics and images per second in each precision."""
     runner = load_run(folder, work_dir=work_dir)
     batches = [batch for batch in calibration_images(runner, number=number) if len(batch) > 1]
     if not batches:
@@ -81,34 +80,34 @@ def score_forms(folder: Path, *, number: int, work_dir: Path) -> dict[str, dict[
             f'the train data of {folder} has too few images to fix the ranges of INT8: at least 2 are needed'
         )
     static = runner.model
-    models = dict(zip(FORMS, (static, quantize(static, batches), quantize_onnx(static, batches)), strict=True))
+    models = dict(zip(PRECISIONS, (static, quantize(static, batches), quantize_onnx(static, batches)), strict=True))
     results = {}
-    for form, model in models.items():
+    for precision, model in models.items():
         runner.model = model
         # COCO's -1 says that there is no object of a size.
-        results[form] = {key: float(value) for key, value in runner.test().items() if key in METRICS and value != -1}
+        scores = runner.test().items()
+        results[precision] = {key: float(value) for key, value in scores if key in METRICS and value != -1}
     with torch.no_grad():
-        calls = {form: partial(RawOutputs(model), batches[0]) for form, model in models.items()}
+        calls = {precision: partial(RawOutputs(model), batches[0]) for precision, model in models.items()}
         times = time_interleaved(calls, seconds=10)
-    for form, seconds in times.items():
-        results[form]['images/s'] = len(batches[0]) / sorted(seconds)[len(seconds) // 2]
+    for precision, seconds in times.items():
+        results[precision]['images/s'] = len(batches[0]) / sorted(seconds)[len(seconds) // 2]
     return results
 
 
-def as_rows(results: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
+def as_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
     """One row per run and quantity; INT8 with its change."""
     rows = []
-    for run, forms in results.items():
-        for key in forms['FP32']:
-            reference = forms['FP32'][key]
+    for run, found in results.items():
+        for key, reference in found['FP32'].items():
             places = 3 if key.startswith('coco') else 2 if key in METRICS else 1
             cells = [f'{reference:.{places}f}']
-            for form in FORMS[1:]:
-                value = forms[form][key]
+            for precision in PRECISIONS[1:]:
+                value = found[precision][key]
                 change = f'{value - reference:+.{places}f}' if key in METRICS else f'{value / reference:.2f} x'
                 cells.append(f'{value:.{places}f} ({change})')
             rows.append([run, METRICS.get(key, key), *cells])
-    return rows
+    return Table(['run', '', *PRECISIONS], 'llrrr', rows)
 
 
 @exit_on_user_error()
@@ -120,17 +119,12 @@ def main() -> None:
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime asks for a step that changes nothing here
     names = name_runs(args.runs)
     results = {
-        name: score_forms(run, number=args.calibration, work_dir=args.out / 'logs' / name)
+        name: score_precisions(run, number=args.calibration, work_dir=args.out / 'logs' / name)
         for name, run in track(list(zip(names, args.runs, strict=True)), 'Scoring: ')
     }
-    head, rows = ['run', '', *FORMS], as_rows(results)
-    conditions = describe(torch.device('cpu'))
-    lines = [head, ['---', '---', *['---:'] * len(FORMS)], *rows]
-    markdown = '\n'.join(f'| {" | ".join(line)} |' for line in lines) + f'\n\n{conditions}\n'
+    table = as_table(results)
+    markdown = f'{table.markdown()}\n{describe(torch.device("cpu"))}\n'
     write_atomic(args.out / 'quantization.md', markdown.encode())
     write_atomic(args.out / 'quantization.json', (json.dumps(results, indent=2) + '\n').encode())
-    table = Table(*head)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    table.print()
     print(f'Wrote quantization.md and quantization.json to {args.out}')

@@ -7,8 +7,8 @@ import repl_mm.compat  # noqa: F401
 # isort: split
 from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
-from rich.table import Table
 
+from repl_mm.analysis.tables import Table
 from repl_mm.backbones import ReplMixin
 from repl_mm.backbones.configs import require_sites
 from repl_mm.cli.common import add_arguments, exit_on_user_error, load_config
@@ -19,26 +19,25 @@ KEPT, REPLACED = '■', '□'
 
 def stage_table(backbone: ReplMixin) -> Table:
     """One row per stage: how its blocks are used."""
-    table = Table('stage', 'blocks', f'kept {KEPT}  replaced {REPLACED}', title=backbone.title)
+    rows = []
     for stage, (name, blocks) in enumerate(backbone.repl_stages().items()):
         replaced = {site.index for site in backbone.selection.sites if site.stage == stage}
-        table.add_row(name, str(len(blocks)), ' '.join(REPLACED if i in replaced else KEPT for i in range(len(blocks))))
-    return table
+        row = ' '.join(REPLACED if i in replaced else KEPT for i in range(len(blocks)))
+        rows.append([name, str(len(blocks)), row])
+    return Table(['stage', 'blocks', f'kept {KEPT}  replaced {REPLACED}'], 'lrl', rows, title=backbone.title)
 
 
 def site_table(backbone: ReplMixin) -> Table:
     """One row per site: what stands there and which blocks it reads."""
-    table = Table()
-    for column in ('site', 'replaced by', 'parameters', 'left', 'right'):
-        table.add_column(column, no_wrap=True, justify='right' if column == 'parameters' else 'left')
+    rows = []
     names = list(backbone.repl_stages())
     for site in backbone.selection.sites:
         name = names[site.stage]
         layer = backbone.repl_stages()[name][site.index]
         beside = [f'{name}.{site.index + step}' for step in (-1, 1)]
         own = sum(p.numel() for p in layer.parameters())
-        table.add_row(f'{name}.{site.index}  ({site.stage}, {site.index})', type(layer).__name__, f'{own:,}', *beside)
-    return table
+        rows.append([f'{name}.{site.index}  ({site.stage}, {site.index})', type(layer).__name__, f'{own:,}', *beside])
+    return Table(['site', 'replaced by', 'parameters', 'left', 'right'], 'llrll', rows)
 
 
 @exit_on_user_error()
@@ -52,8 +51,8 @@ def main() -> None:
     with explain(f'cannot build the backbone of {config.filename}'):
         backbone = MODELS.build(config.model.backbone)
     console = Console()
-    console.print(stage_table(backbone))
-    console.print(site_table(backbone))
+    stage_table(backbone).print()
+    site_table(backbone).print()
     names = list(backbone.repl_stages())
     for site, reason in backbone.selection.refusals:
         console.print(f'{names[site.stage]}.{site.index} is not replaced: {reason}', highlight=False)

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,27 +24,6 @@ COUNTS = dict(
 IMAGENET_CLASSES = 1000
 CITYSCAPES_CLASSES = 19
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # as mmpretrain's ImageNet reads them
-# The MD5 digests that torchvision and mmpretrain ask for.
-CIFAR10_DIGESTS = {
-    'cifar-10-batches-py/data_batch_1': 'c99cafc152244af753f735de768cd75f',
-    'cifar-10-batches-py/data_batch_2': 'd4bba439e000b95fd0a9bffe97cbabec',
-    'cifar-10-batches-py/data_batch_3': '54ebc095f3ab1f0389bbae665268c751',
-    'cifar-10-batches-py/data_batch_4': '634d18415352ddfa80567beed471001a',
-    'cifar-10-batches-py/data_batch_5': '482c414d41f54cd18b22e5b47cb7c3cb',
-    'cifar-10-batches-py/test_batch': '40351d587109b95175f43aff81a1287e',
-    'cifar-10-batches-py/batches.meta': '5ff9c542aee3614f3951f8cda6e48888',
-}
-SVHN_DIGESTS = {
-    'train_32x32.mat': 'e26dedcc434d2e4c54c9b2d4a06d8373',
-    'test_32x32.mat': 'eb5a983be6a315427106f1b164d9cef3',
-}
-STL10_DIGESTS = {
-    'stl10_binary/train_X.bin': '918c2871b30a85fa023e0c44e0bee87f',
-    'stl10_binary/train_y.bin': '5a34089d4802c674881badbb80307741',
-    'stl10_binary/unlabeled_X.bin': '5242ba1fed5e4be9e1e742405eb56ca4',
-    'stl10_binary/test_X.bin': '7f263ba9f9e0b06b93213547f721ac82',
-    'stl10_binary/test_y.bin': '36f9794fa4beb8a2c72628de14fa638e',
-}
 
 
 def _truncated(paths: Iterable[Path]) -> list[Problem]:
@@ -191,17 +170,46 @@ def _class_folders(folder: Path, names: Sequence[str]) -> tuple[set[str], list[P
     return classes, problems
 
 
-# --- All ---
+# --- Sets whose files torchvision knows by their MD5 digests ---
+# It is imported when it is needed, as it takes seconds.
 
 
-def _check_digests(root: Path, track: Track, *, name: str, digests: Mapping[str, str]) -> list[Problem]:
+@cache
+def cifar10_digests() -> dict[str, str]:
+    """Digest of each file, by its path under the root."""
+    from torchvision.datasets import CIFAR10
+
+    files = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta['filename'], CIFAR10.meta['md5'])]
+    return {f'{CIFAR10.base_folder}/{name}': digest for name, digest in files}
+
+
+@cache
+def svhn_digests() -> dict[str, str]:
+    """As above, without the extra images."""
+    from torchvision.datasets import SVHN
+
+    return {name: digest for _, name, digest in (SVHN.split_list[split] for split in ('train', 'test'))}
+
+
+@cache
+def stl10_digests() -> dict[str, str]:
+    """As above."""
+    from torchvision.datasets import STL10
+
+    return {f'{STL10.base_folder}/{name}': digest for name, digest in (*STL10.train_list, *STL10.test_list)}
+
+
+def _check_digests(root: Path, track: Track, *, name: str, digests: Callable[[], Mapping[str, str]]) -> list[Problem]:
     wrong = []
-    for path in track([root / part for part in digests if (root / part).is_file()]):
+    for path in track([root / part for part in digests() if (root / part).is_file()]):
         with path.open('rb') as file:
-            if hashlib.file_digest(file, 'md5').hexdigest() != digests[path.relative_to(root).as_posix()]:
+            if hashlib.file_digest(file, 'md5').hexdigest() != digests()[path.relative_to(root).as_posix()]:
                 wrong.append(path)
     text = f'{len(wrong)} file(s) are damaged or of another version, by their MD5 digests'
     return group(wrong, text, todo=f'get {_origin(name)} again', shown=20)
+
+
+# --- All ---
 
 
 @dataclass(frozen=True)
@@ -211,13 +219,13 @@ class Source:
     Attributes:
         title: Its name.
         url: Where it is published.
-        parts: The folders and files that it consists of, relative to its root, as the host libraries expect.
+        parts: Gives the folders and files that it consists of, relative to its root, as the host libraries expect.
         check: Finds the problems of the parts that are there.
     """
 
     title: str
     url: str
-    parts: tuple[str, ...]
+    parts: Callable[[], Iterable[str]]
     check: Callable[[Path, Track], list[Problem]]
 
 
@@ -225,7 +233,7 @@ SOURCES = dict(
     coco=Source(
         'COCO 2017',
         'https://cocodataset.org',
-        (
+        lambda: (
             'train2017',
             'val2017',
             'annotations/instances_train2017.json',
@@ -236,34 +244,34 @@ SOURCES = dict(
     cityscapes=Source(
         'CityScapes',
         'https://www.cityscapes-dataset.com',
-        ('leftImg8bit/train', 'leftImg8bit/val', 'gtFine/train', 'gtFine/val'),
+        lambda: ('leftImg8bit/train', 'leftImg8bit/val', 'gtFine/train', 'gtFine/val'),
         _check_cityscapes,
     ),
-    imagenet=Source('ImageNet-1k', 'https://www.image-net.org', ('train', 'val'), _check_imagenet),
+    imagenet=Source('ImageNet-1k', 'https://www.image-net.org', lambda: ('train', 'val'), _check_imagenet),
     cifar10=Source(
         'CIFAR-10',
         'https://www.cs.toronto.edu/~kriz/cifar.html',
-        tuple(CIFAR10_DIGESTS),
-        partial(_check_digests, name='cifar10', digests=CIFAR10_DIGESTS),
+        cifar10_digests,
+        partial(_check_digests, name='cifar10', digests=cifar10_digests),
     ),
     svhn=Source(
         'SVHN',
         'http://ufldl.stanford.edu/housenumbers/',
-        tuple(SVHN_DIGESTS),
-        partial(_check_digests, name='svhn', digests=SVHN_DIGESTS),
+        svhn_digests,
+        partial(_check_digests, name='svhn', digests=svhn_digests),
     ),
     stl10=Source(
         'STL-10',
         'https://cs.stanford.edu/~acoates/stl10/',
-        tuple(STL10_DIGESTS),
-        partial(_check_digests, name='stl10', digests=STL10_DIGESTS),
+        stl10_digests,
+        partial(_check_digests, name='stl10', digests=stl10_digests),
     ),
 )
 
 
 def contents(name: str, root: Path) -> dict[str, int]:
     """How many files there are at each part of a data set."""
-    return {part: _number_of_files(root / part) for part in SOURCES[name].parts}
+    return {part: _number_of_files(root / part) for part in SOURCES[name].parts()}
 
 
 def _number_of_files(path: Path) -> int:
@@ -285,7 +293,7 @@ def check(name: str, root: Path, *, track: Track = iter) -> list[Problem]:
     if name not in SOURCES:
         raise ValueError(f'there is no data set {name!r}: give one of {", ".join(SOURCES)}')
     if not root.is_dir():
-        raise ValueError(f'{root} is no folder: give the one that holds {", ".join(SOURCES[name].parts[:2])}, ...')
-    missing = [root / part for part in SOURCES[name].parts if not (root / part).exists()]
+        raise ValueError(f'{root} is no folder: give the one that holds {", ".join([*SOURCES[name].parts()][:2])}, ...')
+    missing = [root / part for part in SOURCES[name].parts() if not (root / part).exists()]
     problems = [Problem(f'{path} is missing: get {_origin(name)} and unpack it there') for path in missing]
     return problems + SOURCES[name].check(root, track)

@@ -92,16 +92,16 @@ def run_onnx(content: bytes, images: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def check(model: nn.Module, program: ExportedProgram, content: bytes, *, form: str) -> float:
+def check(model: nn.Module, program: ExportedProgram, content: bytes, *, format: str) -> float:
     """Largest relative difference of an exported file from the model, at two shapes of a batch.
 
     Args:
         model: The model that was traced.
         program: Its program, which says what shapes are possible.
         content: The file's content.
-        form: ``'torch'`` or ``'onnx'``.
+        format: ``'torch'`` or ``'onnx'``.
     """
     height, width = [size if isinstance(size, int) else None for size in input_shape(program)[2:]]
-    raw, run = RawOutputs(model).eval(), {'torch': run_torch, 'onnx': run_onnx}[form]
+    raw, run = RawOutputs(model).eval(), {'torch': run_torch, 'onnx': run_onnx}[format]
     batches = [torch.randn(n, 3, height or h, width or w) for n, h, w in ((1, 128, 192), (3, 192, 256))]
     return max(relative_difference(run(content, images), raw(images)) for images in batches)

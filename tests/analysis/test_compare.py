@@ -223,7 +223,7 @@ def test_runs_that_know_nothing(tmp_path):
 
 def test_names_with_marks_of_rich_and_markdown(tmp_path):
     runs = [write_run(tmp_path / name) for name in ('a|b', 'lr[bold]')]
-    assert '|  | a\\|b | lr[bold] |' in as_markdown(compare(runs)).splitlines()
+    assert '|  | a\\|b | lr\\[bold] |' in as_markdown(compare(runs)).splitlines()
     assert 'lr[bold]' in run_tool(*runs).stdout
 
 

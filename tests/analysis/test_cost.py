@@ -13,6 +13,7 @@ from test_tools import run
 
 from repl_mm.analysis.complexity import count
 from repl_mm.analysis.cost import Cost, build_empty, count_cost, optimizer_bytes, predict_cost, variants
+from repl_mm.analysis.tables import Table
 from repl_mm.deployment import RawOutputs
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -144,9 +145,9 @@ def test_bad_input():
 
 def test_tool_shows_both(monkeypatch):
     found = []
-    monkeypatch.setattr('rich.console.Console.print', lambda self, *shown, **_: found.extend(shown))
+    monkeypatch.setattr(Table, 'print', lambda table: found.append(table))
     assert run('cost.py', CONFIGS / 'demo/resnet32-repl_digits.py', '--size', '32', '32') == (0, '')
-    columns = [list(column.cells) for column in found[-1].columns]
+    columns = list(map(list, zip(*found[0].rows, strict=True)))
     assert columns[0] == ['E2E', 'drop', '', 'RepL', '', 'deployed', '']
     assert columns[2][3] == '370,138 (-20.7 %)'
     assert columns[2][2::2] == ['the same'] * 3

@@ -1,4 +1,4 @@
-"""Contract: forms are timed in turns, ratios are taken within a turn, and published figures stand where they belong.
+"""Contract: states are timed in interleaved rounds, ratios are taken within a round, published figures stand in place.
 
 Oracles: calls that take a set time on a false clock; NumPy; the backbones' own FLOPs.
 """
@@ -15,9 +15,10 @@ from mmengine.config import Config
 from test_tools import run
 
 from repl_mm.analysis.complexity import count
+from repl_mm.analysis.tables import as_csv
 from repl_mm.benchmark import latency, timing
-from repl_mm.benchmark.latency import FORMS, as_markdown, as_png, build_forms, measure, prepare
-from repl_mm.benchmark.timing import as_csv, time_interleaved
+from repl_mm.benchmark.latency import STATES, as_markdown, as_png, build_states, measure, prepare
+from repl_mm.benchmark.timing import time_interleaved
 from repl_mm.layers import StaticLayer
 from repl_mm.surgery import computing_layers
 
@@ -25,22 +26,22 @@ CONFIG = Path(__file__).parents[2] / 'configs' / 'demo' / 'resnet32-repl_digits.
 MEASURED = dict(backend='fp32', batch=2, size=(32, 32), device=torch.device('cpu'), seconds=0)
 
 
-def test_turns_go_back_and_forth_and_last_long_enough(monkeypatch):
+def test_rounds_go_back_and_forth_and_last_long_enough(monkeypatch):
     order, clock = [], itertools.count()
     monkeypatch.setattr(timing.time, 'perf_counter', lambda: next(clock))
     times = time_interleaved({name: lambda name=name: order.append(name) for name in 'abc'}, seconds=200)
     assert ''.join(order[:9]) == 'aaabbbccc'
     assert ''.join(order[9:21]) == 'abccbaabccba'
-    # 10 turns read the clock 6 times each, the others once more to see whether it is enough: 60 + 20 x 7 = 200.
+    # 10 rounds read the clock 6 times each, the others once more to see whether it is enough: 60 + 20 x 7 = 200.
     assert {len(values) for values in times.values()} == {30}
     assert set(times['a']) == {1}
 
 
-def test_ratios_are_medians_within_turns(monkeypatch):
+def test_ratios_are_medians_within_rounds(monkeypatch):
     rng = np.random.default_rng(0)
-    times = {form: list(rng.uniform(0.01, 0.03, 11)) for form in FORMS}
+    times = {state: list(rng.uniform(0.01, 0.03, 11)) for state in STATES}
     monkeypatch.setattr(latency, 'time_interleaved', lambda calls, seconds: times)
-    rows = {row.form: row for row in measure(Config.fromfile(CONFIG), **MEASURED)}
+    rows = {row.state: row for row in measure(Config.fromfile(CONFIG), **MEASURED)}
     deployed = rows['RepL, deployed']
     for found, reference in ((deployed.over_e2e, 'E2E'), (deployed.over_dynamic, 'RepL, dynamic')):
         assert found == pytest.approx(np.median(np.divide(times[reference], times['RepL, deployed'])))
@@ -58,12 +59,12 @@ def test_ratios_are_medians_within_turns(monkeypatch):
     assert deployed.flop_bound == pytest.approx(e2e / repl)
 
 
-def test_forms_are_what_they_are_called():
-    forms = build_forms(Config.fromfile(CONFIG))
+def test_states_are_what_they_are_called():
+    states = build_states(Config.fromfile(CONFIG))
     layers = {name: (len(computing_layers(model)), sum(isinstance(m, StaticLayer) for m in model.modules()))
-              for name, model in forms.items()}  # fmt: skip
-    assert layers == dict(zip(FORMS, [(0, 0), (0, 0), (3, 0), (0, 3), (0, 3)], strict=True))
-    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.backbone.modules()) for model in forms.values()]
+              for name, model in states.items()}  # fmt: skip
+    assert layers == dict(zip(STATES, [(0, 0), (0, 0), (3, 0), (0, 3), (0, 3)], strict=True))
+    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.backbone.modules()) for model in states.values()]
     assert norms[0] > norms[2] > norms[3] > 0
     assert norms[1] == norms[4] == 0
 
@@ -73,7 +74,7 @@ def test_forms_are_what_they_are_called():
     [('fp32', torch.float32), ('bf16', torch.bfloat16), ('amp', torch.bfloat16), ('channels-last', torch.float32)],
 )
 def test_backends_compute_the_same_thing(backend, dtype):
-    model = build_forms(Config.fromfile(CONFIG))['RepL, dynamic']
+    model = build_states(Config.fromfile(CONFIG))['RepL, dynamic']
     images = torch.randn(2, 3, 32, 32)
     [logits] = prepare(model, images, backend=backend)()
     assert logits.dtype == dtype
@@ -84,14 +85,14 @@ def test_backends_compute_the_same_thing(backend, dtype):
 def test_compile_is_asked_for(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, 'compile', lambda module: compiled.append(module) or module)
-    prepare(build_forms(Config.fromfile(CONFIG))['E2E'], torch.randn(1, 3, 32, 32), backend='channels-last+compile')()
+    prepare(build_states(Config.fromfile(CONFIG))['E2E'], torch.randn(1, 3, 32, 32), backend='channels-last+compile')()
     assert len(compiled) == 1
 
 
 def test_published_figures_stand_beside_their_rows(monkeypatch):
     """Table XI has batches, Table XII has not."""
-    monkeypatch.setattr(latency, 'time_interleaved', lambda calls, seconds: {form: [1.0] for form in calls})
-    monkeypatch.setattr(latency, 'build_forms', lambda config: dict.fromkeys(FORMS))
+    monkeypatch.setattr(latency, 'time_interleaved', lambda calls, seconds: {state: [1.0] for state in calls})
+    monkeypatch.setattr(latency, 'build_states', lambda config: dict.fromkeys(STATES))
     monkeypatch.setattr(latency, 'prepare', lambda *_, **__: None)
     folder = CONFIG.parents[1] / 'classification'
     found = {}
@@ -112,7 +113,7 @@ def test_published_figures_stand_beside_their_rows(monkeypatch):
 def test_tables_and_picture_hold_every_row():
     rows = measure(Config.fromfile(CONFIG), **MEASURED)
     table = list(csv.DictReader(io.StringIO(as_csv(rows))))
-    assert [line['form'] for line in table] == list(FORMS)
+    assert [line['state'] for line in table] == list(STATES)
     assert float(table[3]['over_e2e']) == rows[3].over_e2e
     lines = as_markdown(rows, conditions='Here and now.').splitlines()
     assert len(lines) == 2 + len(rows) + 2

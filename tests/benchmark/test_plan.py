@@ -16,7 +16,7 @@ from repl_mm.benchmark import plan as planning
 from repl_mm.benchmark.plan import Saving, make_plan, replaceable
 from repl_mm.benchmark.site_profile import SiteProfile, measure_site_profile
 from repl_mm.benchmark.step import TrainingStep
-from repl_mm.benchmark.training import MIB, StepCost
+from repl_mm.benchmark.training import MIB, MeasuredStep
 from repl_mm.benchmark.variants import with_repl
 from repl_mm.sites import Site
 
@@ -47,7 +47,7 @@ def savings(monkeypatch):
             asked.append(repl)
             row = dict(model='', variant='', backend='', batch=1, size='')
             saved = measured(repl)
-            return [StepCost(**row), StepCost(**row, time=1 - saved[0], memory=1 - saved[1])]
+            return [MeasuredStep(**row), MeasuredStep(**row, time=1 - saved[0], memory=1 - saved[1])]
 
         monkeypatch.setattr(planning, 'measure_site_profile', measure_site_profile)
         monkeypatch.setattr(planning, 'measure_steps', measure_steps)

@@ -18,13 +18,13 @@ from mmengine.registry import MODELS, DefaultScope
 from test_tools import run
 
 from repl_mm.analysis.cost import count_cost
+from repl_mm.analysis.tables import as_csv
 from repl_mm.benchmark import training
 from repl_mm.benchmark.report import as_markdown, as_png
 from repl_mm.benchmark.step import TrainingStep, checkpoint_activations
-from repl_mm.benchmark.timing import as_csv
 from repl_mm.benchmark.training import (
     MIB,
-    StepCost,
+    MeasuredStep,
     limited_memory,
     measure_memory,
     measure_steps,
@@ -148,7 +148,7 @@ def test_memory_by_hand():
     assert memory['total'] == pytest.approx(sum(parts))
 
 
-def test_ratios_are_medians_within_turns(monkeypatch):
+def test_ratios_are_medians_within_rounds(monkeypatch):
     rng = np.random.default_rng(0)
     times = {name: list(rng.uniform(0.1, 0.3, 7)) for name in ('E2E', 'RepL')}
     memory = iter([dict(total=8.0, weights=1.0), dict(total=6.0, weights=0.5)])
@@ -158,7 +158,7 @@ def test_ratios_are_medians_within_turns(monkeypatch):
     ratios = np.divide(times['RepL'], times['E2E'])
     assert repl.time == pytest.approx(np.median(ratios))
     assert repl.time_quartiles == pytest.approx(tuple(np.quantile(ratios, (0.25, 0.75))))
-    assert (e2e.memory, repl.memory, repl.weights_mib, repl.turns) == (1, 0.75, 0.5, 7)
+    assert (e2e.memory, repl.memory, repl.weights_mib, repl.rounds) == (1, 0.75, 0.5, 7)
     assert (repl.published_memory, repl.published_time) == PUBLISHED['resnet32']
     assert repl.step_ms == pytest.approx(1000 * np.median(times['RepL']))
 
@@ -256,11 +256,11 @@ def test_tool_refuses_what_is_unclear(tmp_path):
 def test_published_savings_name_a_recipe_or_the_bound(figures, expected):
     own = dict(model='resnet32', backend='fp32', batch=4, size='32 x 32', published_time=0.785, published_memory=0.796)
     rows = [
-        StepCost(variant='E2E', time=1, memory=1, **own),
-        StepCost(variant='drop, half', time=0.6, memory=0.7, **own),
+        MeasuredStep(variant='E2E', time=1, memory=1, **own),
+        MeasuredStep(variant='drop, half', time=0.6, memory=0.7, **own),
     ]
     for variant, (time, memory) in zip(('RepL, interval', 'RepL, half'), figures, strict=True):
-        rows.append(StepCost(variant=variant, time=time, memory=memory, **own))
+        rows.append(MeasuredStep(variant=variant, time=time, memory=memory, **own))
     assert f'| resnet32 | fp32 | 4 | 0.785, 0.796 | {expected} |' in as_markdown(rows, conditions='here')
     assert 'Published' not in as_markdown([replace(row, published_time=None) for row in rows], conditions='here')
 

@@ -122,9 +122,9 @@ def test_exports_equal_the_dynamic_model(name):
     axes = ['batch', 3, *(size if 'vit' in name else ('height', 'width'))]
     assert list(input_shape(program)) == axes
     files = {'onnx': as_onnx(program, model=static), 'torch': as_torch(program)}
-    for form, content in files.items():
+    for format, content in files.items():
         # The reference is the model before deployment.
-        assert check(model, program, content, form=form) <= 1e-5
+        assert check(model, program, content, format=format) <= 1e-5
     graph = onnx.load_from_string(files['onnx'])
     assert [(opset.domain, opset.version) for opset in graph.opset_import if opset.domain == ''] == [('', OPSET)]
     assert [node.name for node in graph.graph.input] == ['images']
@@ -140,13 +140,13 @@ def test_exports_equal_the_dynamic_model(name):
 def test_a_backbone_is_exported_alone(prepare):
     backbone = prepare(demo('retinanet_r34-repl_fpn')).backbone
     program = trace(backbone, (128, 160))
-    assert check(backbone, program, as_onnx(program, model=backbone), form='onnx') <= 1e-5
+    assert check(backbone, program, as_onnx(program, model=backbone), format='onnx') <= 1e-5
 
 
 def test_check_sees_another_network():
     static, other = deploy(demo('resnet32-repl')), deploy(demo('resnet32-repl'))
     program = trace(static, (64, 64))
-    assert check(other, program, as_torch(program), form='torch') > 1e-2
+    assert check(other, program, as_torch(program), format='torch') > 1e-2
 
 
 def test_tool_writes_what_scores_the_same(trained, tmp_path):

@@ -1,6 +1,6 @@
 """Contract: a sound data set gives no problem, and each defect gives a sentence that names exactly what is broken.
 
-Oracles: small data sets by hand, each with one defect; mmdet's own rules for boxes; torchvision's digests; Pillow's
+Oracles: small data sets by hand, each with one defect; mmdet's own rules for boxes; published digests; Pillow's
 encoders for files that are whole, cut at known places.
 """
 
@@ -16,7 +16,6 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-import torchvision
 from PIL import Image
 
 import repl_mm.compat  # noqa: F401
@@ -24,6 +23,7 @@ import repl_mm.compat  # noqa: F401
 # isort: split
 import cv2
 from mmdet.datasets import CocoDataset
+from mmpretrain.datasets import CIFAR10
 
 from repl_mm.datasets import integrity as published
 from repl_mm.datasets.checks import Problem, coco_annotations, is_truncated, label_problem
@@ -326,7 +326,7 @@ def make_binary(root: Path, digests: dict[str, str]) -> None:
         (root / name).write_text(name)
 
 
-DIGESTS = dict(cifar10=published.CIFAR10_DIGESTS, svhn=published.SVHN_DIGESTS, stl10=published.STL10_DIGESTS)
+DIGESTS = dict(cifar10=published.cifar10_digests(), svhn=published.svhn_digests(), stl10=published.stl10_digests())
 COUNTS = dict(coco=dict(train=3, val=2), cityscapes=dict(train=2, val=1), imagenet=dict(train=6, val=2))
 
 
@@ -360,7 +360,7 @@ def test_a_sound_tree_has_no_problem(name, tree):
 def test_an_empty_folder_lacks_every_part(name, tmp_path):
     problems = check(name, tmp_path)
     source = published.SOURCES[name]
-    for part, problem in zip(source.parts, problems, strict=True):
+    for part, problem in zip(source.parts(), problems, strict=True):
         assert problem.fatal
         assert problem.message.startswith(f'{tmp_path / part} is missing: ')
         assert source.url in problem.message
@@ -486,14 +486,21 @@ def test_every_image_is_tracked(tree):
     assert len(set(seen)) == 8
 
 
-def test_the_digests_are_those_of_torchvision():
-    cifar, stl = torchvision.datasets.CIFAR10, torchvision.datasets.STL10
-    batches = [*cifar.train_list, *cifar.test_list, [cifar.meta['filename'], cifar.meta['md5']]]
-    assert {f'{cifar.base_folder}/{name}': md5 for name, md5 in batches} == published.CIFAR10_DIGESTS
-    files = stl.train_list + stl.test_list
-    assert {f'{stl.base_folder}/{name}': md5 for name, md5 in files} == published.STL10_DIGESTS
-    splits = torchvision.datasets.SVHN.split_list
-    assert {splits[s][1]: splits[s][2] for s in ('train', 'test')} == published.SVHN_DIGESTS
+def test_the_digests_are_those_of_the_published_files():
+    """Oracles: mmpretrain's own list; digests as published."""
+    batches = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta['filename'], CIFAR10.meta['md5']]]
+    assert published.cifar10_digests() == {f'{CIFAR10.base_folder}/{name}': md5 for name, md5 in batches}
+    assert published.svhn_digests() == {
+        'train_32x32.mat': 'e26dedcc434d2e4c54c9b2d4a06d8373',
+        'test_32x32.mat': 'eb5a983be6a315427106f1b164d9cef3',
+    }
+    assert published.stl10_digests() == {
+        'stl10_binary/train_X.bin': '918c2871b30a85fa023e0c44e0bee87f',
+        'stl10_binary/train_y.bin': '5a34089d4802c674881badbb80307741',
+        'stl10_binary/unlabeled_X.bin': '5242ba1fed5e4be9e1e742405eb56ca4',
+        'stl10_binary/test_X.bin': '7f263ba9f9e0b06b93213547f721ac82',
+        'stl10_binary/test_y.bin': '36f9794fa4beb8a2c72628de14fa638e',
+    }
 
 
 def test_the_module_needs_no_torch():

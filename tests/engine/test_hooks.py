@@ -336,6 +336,19 @@ def test_a_resumed_run_measures_all_its_steps(tmp_path: Path, clock: Clock) -> N
     assert cost['images_per_s'] == 8 * BATCH / (4 * 2 * STEP + 4 * STEP + 8 * DATA)
 
 
+def test_a_resumed_run_keeps_the_larger_peak(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: planned bytes; the larger peak lies before the interruption, the larger start after it."""
+    checkpoint = dict(checkpoint=dict(type='CheckpointHook', interval=1))
+    for epochs, memory in (
+        (1, {'peak_resident': 900, 'resident_at_start': 60}),
+        (2, {'peak_resident': 500, 'resident_at_start': 70}),
+    ):
+        monkeypatch.setattr(HostMeter, 'sample', lambda self, memory=memory: setattr(self, 'memory', memory))
+        train_cfg = dict(by_epoch=True, max_epochs=epochs)
+        make_runner(tmp_path, clock, default_hooks=checkpoint, train_cfg=train_cfg, resume=epochs > 1).train()
+    assert cost_of(tmp_path)['memory_bytes'] == {'peak_resident': 900, 'resident_at_start': 70}
+
+
 def test_an_exception_leaves_an_incomplete_record_and_asks_no_other_rank(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -492,11 +505,11 @@ def two_ranks(rank: int, folder: Path) -> None:
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     plans = {0: {'peak_resident': 500, 'resident_at_start': 70}, 1: {'peak_resident': 900, 'resident_at_start': 60}}
 
-    class PlannedGauge(HostMeter):
+    class PlannedMeter(HostMeter):
         def sample(self) -> None:
             self.memory = plans[rank]
 
-    cost_module.HostMeter = PlannedGauge
+    cost_module.HostMeter = PlannedMeter
     Stopwatch.clock = clock = Clock()
     make_runner(folder / f'rank{rank}', clock).train()
     dist.barrier()

@@ -34,6 +34,11 @@ _AFTER = {
     'after_train_epoch': 'other',
     'before_val': 'validation',
 }
+# What is known before the first step.
+_NOTHING = dict(
+    first_step=None, resumed_at=[], steps=0, input_shape=None, images_per_step=None, images=0,
+    step_s=torch.empty(0), data_s=torch.empty(0), time_s={}, memory_bytes={},
+)  # fmt: skip
 
 
 def _images(batch: Any) -> Any:
@@ -105,7 +110,7 @@ class CostHook(Hook):
             )
         self.interval = interval
         self.warmup = warmup
-        self._earlier: dict[str, Any] = {}  # what a checkpoint says of the steps before it
+        self._earlier: Mapping[str, Any] = _NOTHING  # what a checkpoint says of the steps before it
         self._is_measuring = False
 
     def before_run(self, runner: Runner) -> None:
@@ -122,7 +127,7 @@ class CostHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Go on with the figures of a checkpoint."""
         if runner._resume:
-            self._earlier = checkpoint.get('cost', {})
+            self._earlier = checkpoint.get('cost', _NOTHING)
 
     def _measure(self, runner: Runner, loop: BaseLoop, run: Callable[[], Any]) -> Any:
         loop.run = run
@@ -143,7 +148,7 @@ class CostHook(Hook):
     def _start(self, runner: Runner) -> None:
         self._is_measuring = True
         self._begin = runner.iter + 1
-        self._input_shape: list[int] | None = self._earlier.get('input_shape')
+        self._input_shape: list[int] | None = self._earlier['input_shape']
         self._data_seconds: list[float] = []
         self._images: list[int] = []  # on this rank, of each step
         self._shown = 0  # steps that are in the visualizer
@@ -231,33 +236,22 @@ class CostHook(Hook):
     def _figures(self) -> dict[str, Any]:
         """What this run and those before it, up to the checkpoint, have measured."""
         own = slice(self.warmup, len(self._meter.seconds))  # the steps whose duration is known
-        figures = {
-            'first_step': self._begin,
-            'resumed_at': [],
-            'steps': len(self._images),
-            'input_shape': self._input_shape,
-            'images_per_step': self._images[0] * get_world_size() if self._images else None,
-            'step_s': torch.tensor(self._meter.seconds[own], dtype=torch.float64),
-            'data_s': torch.tensor(self._data_seconds[own], dtype=torch.float64),
-            'images': sum(self._images[own]),
-            'time_s': self._meter.settle(self._watch.totals()),
-            'memory_bytes': self._meter.memory,
-        }
-        if not (earlier := self._earlier):
-            return figures
+        before, steps = self._earlier, len(self._images)
+        resumed = before['first_step'] is not None
+        times = self._meter.settle(self._watch.totals())
         return {
-            'first_step': earlier['first_step'],
-            'resumed_at': [*earlier['resumed_at'], *([self._begin] if figures['steps'] else [])],
-            'steps': earlier['steps'] + figures['steps'],
+            'first_step': before['first_step'] if resumed else self._begin,
+            'resumed_at': [*before['resumed_at'], *([self._begin] if resumed and steps else [])],
+            'steps': before['steps'] + steps,
             'input_shape': self._input_shape,
-            'images_per_step': figures['images_per_step'] or earlier['images_per_step'],
-            'step_s': torch.cat([earlier['step_s'], figures['step_s']]),
-            'data_s': torch.cat([earlier['data_s'], figures['data_s']]),
-            'images': earlier['images'] + figures['images'],
-            'time_s': {key: seconds + earlier['time_s'][key] for key, seconds in figures['time_s'].items()},
+            'images_per_step': self._images[0] * get_world_size() if steps else before['images_per_step'],
+            'step_s': torch.cat([before['step_s'], torch.tensor(self._meter.seconds[own], dtype=torch.float64)]),
+            'data_s': torch.cat([before['data_s'], torch.tensor(self._data_seconds[own], dtype=torch.float64)]),
+            'images': before['images'] + sum(self._images[own]),
+            'time_s': {key: seconds + before['time_s'].get(key, 0) for key, seconds in times.items()},
             # On another device the peaks are of other kinds.
             'memory_bytes': {
-                key: max(peak, earlier['memory_bytes'].get(key, 0)) for key, peak in figures['memory_bytes'].items()
+                key: max(peak, before['memory_bytes'].get(key, 0)) for key, peak in self._meter.memory.items()
             },
         }
 
