@@ -1,12 +1,10 @@
-"""The seams to the host libraries, each with the condition under which it can go.
+"""What the packages of the host libraries lack to work together, each with the condition under which it can go.
 
-Importing this module is enough to apply them; it must come before mmdet, mmseg or ``mmcv.ops``.
+Importing this module changes nothing: ``import repl_mm`` lets mmcv find the operators, and
+:func:`repl_mm.engine.install.install` calls the rest.
 """
 
-import importlib.util
-import sys
 import tarfile
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import NoReturn
 
@@ -53,8 +51,11 @@ def _sigmoid_focal_loss_backward(
     grad.copy_(scale * sign * miss**gamma * (miss - gamma * (1 - miss) * log_hit))
 
 
-class _TorchOps(ModuleType):
-    """Stands in for ``mmcv._ext``, mmcv's compiled operators, with those that RetinaNet needs."""
+class TorchOperators(ModuleType):
+    """Stands in for ``mmcv._ext``, mmcv's compiled operators, with those that RetinaNet needs.
+
+    Can go when onedl-mmcv publishes wheels with compiled operators.
+    """
 
     nms = staticmethod(_nms)
     sigmoid_focal_loss_forward = staticmethod(_sigmoid_focal_loss_forward)
@@ -73,19 +74,7 @@ class _TorchOps(ModuleType):
         return missing
 
 
-def _use_torch_ops() -> None:
-    """Let mmcv's operators run without its compiled extension.
-
-    Can go when onedl-mmcv publishes wheels with compiled operators.
-    """
-    if 'mmcv._ext' not in sys.modules and importlib.util.find_spec('mmcv._ext') is None:
-        stand_in = _TorchOps('mmcv._ext', 'torch operators in place of compiled ones')
-        # A spec without a loader: mmcv goes on reporting that it has no compiled operators.
-        stand_in.__spec__ = ModuleSpec('mmcv._ext', loader=None)
-        sys.modules['mmcv._ext'] = stand_in
-
-
-def _resolve_mmseg_configs() -> None:
+def resolve_mmseg_configs() -> None:
     """Let ``_base_ = 'mmseg::...'`` find the package under the name it is distributed by.
 
     Can go when mmengine's own table knows ``onedl-mmsegmentation``.
@@ -94,14 +83,9 @@ def _resolve_mmseg_configs() -> None:
         MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 
 
-def _keep_archives_inside() -> None:
+def keep_archives_inside() -> None:
     """Let no archive that a host unpacks write outside of its folder.
 
     Can go with Python 3.11: it is the default from 3.14 on.
     """
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-
-
-_keep_archives_inside()
-_use_torch_ops()
-_resolve_mmseg_configs()

@@ -5,16 +5,21 @@ Oracles: torchvision's focal loss, autograd, non-maximum suppression written out
 
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
+import mmcv
 import numpy as np
 import pytest
 import torch
 import torchvision
 from mmcv.ops import nms
-from mmcv.utils.ext_loader import check_ops_exist
 from mmengine.hub import get_config
 
+import repl_mm
 from repl_mm import compat
+
+PACKAGE = Path(compat.__file__).parent
 
 
 def reference_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, offset: int) -> list[int]:
@@ -68,17 +73,66 @@ def test_another_compiled_operator_is_refused_on_call():
         RoIAlign(2)(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 2, 2]]))
 
 
-def test_mmcv_still_reports_that_it_has_no_compiled_operators():
-    assert not check_ops_exist()
+@pytest.fixture(scope='module')
+def fresh() -> list[str]:
+    """What a fresh interpreter says: of mmcv's operators before and after mmdet takes them; of the host libraries with
+    all our modules imported, with our checkpoint hook built, and with all installed.
+    """
+    modules = [
+        '.'.join(path.relative_to(PACKAGE.parent).with_suffix('').parts).removesuffix('.__init__')
+        for path in sorted(PACKAGE.rglob('*.py'))
+    ]
+    code = f"""
+import repl_mm
+from mmcv.utils.ext_loader import check_ops_exist
+print(check_ops_exist())
+import mmdet.models
+print(check_ops_exist())
+
+import importlib, tarfile
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.fileio import get_file_backend
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from mmengine.runner import CheckpointLoader, checkpoint
+
+def seams():
+    loaders = (checkpoint._safe_torch_load, checkpoint.load_url, CheckpointLoader._schemes[''])
+    wrapper = OPTIM_WRAPPERS.get('AmpOptimWrapper')
+    ours = [x.__module__.startswith('repl_mm.') for x in (*loaders, type(get_file_backend('x')), wrapper)]
+    return [*ours, MODULE2PACKAGE['mmseg'], tarfile.TarFile.extraction_filter is not None]
+
+states = []
+for name in {modules}:
+    importlib.import_module(name)
+states.append(seams())
+HOOKS.build(dict(type='repl_mm.CheckpointHook'))
+states.append(seams())
+importlib.import_module('repl_mm.engine.install').install()
+print(*states, seams(), sep='\\n')
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if 'OneDL' not in line]  # mmpretrain's
 
 
-def test_real_operators_are_left_untouched():
-    """A module that was there before stays, in a fresh interpreter."""
-    code = (
-        'import sys, types; real = types.ModuleType("mmcv._ext"); sys.modules["mmcv._ext"] = real; '
-        'import repl_mm.compat; assert sys.modules["mmcv._ext"] is real; print("untouched")'
-    )
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == 'untouched\n'
+def test_mmcv_still_reports_that_it_has_no_compiled_operators(fresh):
+    assert fresh[:2] == ['False', 'False']
+
+
+def test_only_install_changes_the_host_libraries(fresh):
+    """Under a host's own tools, which do not install, our checkpoint hook sees to its files alone."""
+    imported = [*[False] * 5, 'mmsegmentation', False]
+    hooked = [*[False] * 3, True, False, 'mmsegmentation', False]
+    installed = [*[True] * 4, not torch.cuda.is_available(), 'onedl-mmsegmentation', True]
+    assert fresh[2:] == [str(imported), str(hooked), str(installed)]
+
+
+def test_real_operators_are_found_before_ours(tmp_path, monkeypatch):
+    """Stood in for by a file on mmcv's search path."""
+    monkeypatch.delitem(sys.modules, 'mmcv._ext')
+    assert isinstance(find_spec('mmcv._ext').loader, repl_mm._OperatorFinder)
+    (tmp_path / '_ext.py').touch()
+    monkeypatch.setattr(mmcv, '__path__', [*mmcv.__path__, str(tmp_path)])
+    assert find_spec('mmcv._ext').origin == f'{tmp_path}/_ext.py'
 
 
 @pytest.mark.parametrize(

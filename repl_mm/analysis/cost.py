@@ -15,10 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-# The seams come before the host libraries.
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.config import Config

@@ -11,10 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# The seams come before the host libraries.
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import numpy as np
 import torch
 from matplotlib.figure import Figure

@@ -11,11 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
-from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write_atomic
-
-# isort: split
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -28,6 +23,9 @@ from repl_mm.benchmark.step import check_training_backends
 from repl_mm.benchmark.timing import BACKENDS, as_csv, check_backends, describe
 from repl_mm.benchmark.training import measure_steps
 from repl_mm.benchmark.variants import VARIANTS, build_variants, name_of
+from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
+from repl_mm.engine.errors import explain
+from repl_mm.engine.files import write_atomic
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 DEPTH_110 = {'model.backbone.depth': 110}

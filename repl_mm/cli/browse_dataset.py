@@ -2,16 +2,14 @@
 
 from argparse import ArgumentParser
 
-from repl_mm.cli.common import add_picture_arguments, exit_on_user_error, load_scoped_config
-from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write_atomic
-
-# isort: split
 import numpy as np
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from rich.progress import track
 
+from repl_mm.cli.common import add_picture_arguments, exit_on_user_error, load_scoped_config
+from repl_mm.engine.errors import explain
+from repl_mm.engine.files import write_atomic
 from repl_mm.visualization import as_png, draw
 
 LOADING = ('LoadImageFromFile', 'LoadAnnotations')

@@ -10,11 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# The seams come before the host libraries.
-import repl_mm.compat
-import repl_mm.engine.files  # noqa: F401
-
-# isort: split
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -25,6 +20,7 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 
 from repl_mm.engine.cpu import GlooRunner
 from repl_mm.engine.errors import UNKNOWN_TYPE, explain, sentence
+from repl_mm.engine.install import install
 
 SHARDED = ('FlexibleRunner', 'repl_mm.FSDPStrategy')
 CALLED = ('type', 'constructor')  # keys of a config whose values mmengine looks up, in registries and beyond
@@ -119,6 +115,7 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     Raises:
         ValueError: A config that cannot be read or lacks a section, or a launch that cannot work.
     """
+    install()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     check_launch(args.launcher)
     # A config is Python code and may raise anything.

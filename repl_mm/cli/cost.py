@@ -2,15 +2,13 @@
 
 from argparse import ArgumentParser
 
-from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
-
-# isort: split
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from repl_mm.analysis.cost import Cost, build_empty, count_cost, optimizer_bytes, predict_cost, variants
+from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
 
 MIB = 2**20
 COLUMNS = ('parameters', 'trainable', 'forward (GFLOP)', 'backward (GFLOP)', 'activations (MiB)', 'optimizer (MiB)')

@@ -13,16 +13,9 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-
-from repl_mm.cli.common import CfgOptions, add_trust, build_model, exit_on_user_error, load_scoped_config
-from repl_mm.engine.errors import HOST_ERRORS, sentence
-from repl_mm.engine.files import write_atomic
-from repl_mm.engine.weights import load_strict, read_checkpoint
-
-# isort: split
-from io import BytesIO
 
 import torch
 from mmengine.config import Config
@@ -36,8 +29,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from repl_mm import __version__
+from repl_mm.cli.common import CfgOptions, add_trust, build_model, exit_on_user_error, load_scoped_config
 from repl_mm.deployment import deploy, parity
 from repl_mm.engine.checkpoints import as_safetensors
+from repl_mm.engine.errors import HOST_ERRORS, sentence
+from repl_mm.engine.files import write_atomic
+from repl_mm.engine.weights import load_strict, read_checkpoint
 from repl_mm.export.graph import OPSET, TOLERANCE, as_onnx, as_torch, check, input_shape, trace
 from repl_mm.surgery import computing_layers
 

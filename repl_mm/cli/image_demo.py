@@ -7,12 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repl_mm.cli.common import add_picture_arguments, add_trust, build_model, exit_on_user_error, load_scoped_config
-from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write_atomic
-from repl_mm.engine.weights import load_strict, read_checkpoint
-
-# isort: split
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
@@ -22,7 +16,11 @@ from mmengine.registry import DATASETS
 from rich.progress import track
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from repl_mm.cli.common import add_picture_arguments, add_trust, build_model, exit_on_user_error, load_scoped_config
 from repl_mm.datasets.checks import is_truncated
+from repl_mm.engine.errors import explain
+from repl_mm.engine.files import write_atomic
+from repl_mm.engine.weights import load_strict, read_checkpoint
 from repl_mm.visualization import as_png, draw
 
 

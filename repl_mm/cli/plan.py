@@ -5,10 +5,6 @@ python tools/plan.py my_config.py --save-time 15% --batch-size 16 --size 224 224
 
 from argparse import ArgumentParser, ArgumentTypeError
 
-from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
-from repl_mm.engine.errors import explain
-
-# isort: split
 import torch
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
@@ -19,6 +15,8 @@ from repl_mm.benchmark.plan import Plan, Saving, describe, make_plan
 from repl_mm.benchmark.step import check_training_backends
 from repl_mm.benchmark.timing import BACKENDS
 from repl_mm.benchmark.timing import describe as describe_machine
+from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
+from repl_mm.engine.errors import explain
 
 
 def percentage(text: str) -> float:

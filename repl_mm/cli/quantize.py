@@ -6,12 +6,6 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
 
-from repl_mm.cli.common import add_trust, build_runner, exit_on_user_error, load_config
-from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write_atomic
-from repl_mm.engine.weights import load_strict, read_checkpoint
-
-# isort: split
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -24,7 +18,11 @@ from repl_mm.analysis.compare import METRICS
 from repl_mm.analysis.runs import find_config, name_runs
 from repl_mm.backbones import ReplMixin
 from repl_mm.benchmark.timing import describe, time_interleaved
+from repl_mm.cli.common import add_trust, build_runner, exit_on_user_error, load_config
 from repl_mm.deployment import RawOutputs, deploy
+from repl_mm.engine.errors import explain
+from repl_mm.engine.files import write_atomic
+from repl_mm.engine.weights import load_strict, read_checkpoint
 from repl_mm.export.quantization import quantize, quantize_onnx
 from repl_mm.surgery import fold_norms
 

@@ -4,9 +4,6 @@ import io
 from argparse import ArgumentParser
 from pathlib import Path
 
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope

@@ -2,9 +2,6 @@
 
 from argparse import ArgumentParser
 
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
 from rich.table import Table

@@ -4,14 +4,13 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from repl_mm.cli.common import add_arguments, add_trust, build_runner, exit_on_user_error, load_config
-from repl_mm.engine.weights import load_strict, read_checkpoint
-
-# isort: split
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.evaluator import DumpResults
 from mmengine.fileio import dump
+
+from repl_mm.cli.common import add_arguments, add_trust, build_runner, exit_on_user_error, load_config
+from repl_mm.engine.weights import load_strict, read_checkpoint
 
 
 class DumpPredictions(DumpResults):

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+from mmengine.model import BaseModel
+
 from repl_mm.cli.common import add_arguments, add_trust, build_model, build_runner, exit_on_user_error, load_config
 from repl_mm.engine.checkpoints import find_newest
 from repl_mm.engine.weights import load_strict, read_checkpoint
-
-# isort: split
-from mmengine.config import Config
-from mmengine.model import BaseModel
 
 
 def parse_args() -> Namespace:

@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from repl_mm.engine.checkpoints import CheckpointLoader
+from repl_mm.engine.checkpoints import restrict_loading
 from repl_mm.engine.errors import sentence
 
 
@@ -16,6 +17,7 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     Raises:
         ValueError: No such file, or not a checkpoint, or one that could run code.
     """
+    restrict_loading()
     try:
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
     except FileNotFoundError:

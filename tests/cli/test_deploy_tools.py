@@ -13,11 +13,6 @@ from unittest import mock
 import numpy as np
 import onnx
 import pytest
-from test_tools import CLASSIFIER, run
-
-import repl_mm.compat
-
-# isort: split
 import torch
 from helpers import randomise
 from mmengine.config import Config
@@ -26,6 +21,7 @@ from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
+from test_tools import CLASSIFIER, run
 from torch import nn
 
 import repl_mm.export.quantization

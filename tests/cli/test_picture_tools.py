@@ -12,10 +12,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import torch
 from matplotlib.axes import Axes
 from mmdet.models import SingleStageDetector

@@ -19,11 +19,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-
-import repl_mm.cli.common
-from repl_mm.cli.common import exit_on_user_error, load_config
-
-# isort: split
 import torch
 from mmengine.hooks import LoggerHook
 from mmengine.registry import MODELS, DefaultScope
@@ -31,6 +26,9 @@ from mmengine.runner import Runner
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+import repl_mm.cli.common
+from repl_mm.cli.common import exit_on_user_error, load_config
 
 NUMBERS = itertools.count()
 TOOLS = Path(__file__).parents[2] / 'tools'

@@ -10,17 +10,15 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import mmseg.models  # noqa: F401
+import torch
+
 import repl_mm.backbones
 import repl_mm.backbones.neck
 import repl_mm.cli.common
 import repl_mm.datasets.checked
 import repl_mm.engine.files
 import repl_mm.engine.hooks
-
-# isort: split
-import mmseg.models  # noqa: F401
-import torch
-
 from repl_mm.engine.loops import ExactResumeMixin
 
 ROOT = Path(__file__).parents[2]
