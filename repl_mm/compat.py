@@ -6,7 +6,7 @@ Importing this module changes nothing: ``import repl_mm`` lets mmcv find the ope
 
 import tarfile
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torchvision
@@ -20,39 +20,61 @@ def _nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) ->
     return torchvision.ops.nms(boxes + far_corner, scores, iou_threshold)
 
 
-def _focal_terms(logits: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, ...]:
-    """One-hot labels (N, C), probabilities (N, C), and alpha times class weight (N, C)."""
-    classes = torch.arange(logits.size(1), device=logits.device)
-    positive = (target[:, None] == classes).to(logits.dtype)
-    scale = positive * alpha + (1 - positive) * (1 - alpha)
-    if weight.numel():
-        scale = scale * weight[target.clamp(max=weight.numel() - 1)][:, None]
-    return positive, logits.sigmoid(), scale
+def _focal_loss(logits: Tensor, target: Tensor, weight: Tensor, *, gamma: float, alpha: float) -> Tensor:
+    one_hot = (target[:, None] == torch.arange(logits.size(1), device=logits.device)).to(logits.dtype)
+    loss = torchvision.ops.sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma)
+    return loss * weight[target.clamp(max=weight.numel() - 1)][:, None] if weight.numel() else loss
 
 
 def _sigmoid_focal_loss_forward(
     logits: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float, alpha: float
 ) -> None:
-    """Focal loss per element (Lin et al. 2017, Eq. 5), written into ``output``."""
-    positive, prob, scale = _focal_terms(logits, target, weight, alpha)
-    miss = positive * (1 - prob) + (1 - positive) * prob
-    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, positive, reduction='none')
-    output.copy_(scale * miss**gamma * entropy)
+    """Focal loss (N, C) per element (Lin et al. 2017, Eq. 5), written into ``output``; class C is background."""
+    output.copy_(_focal_loss(logits, target, weight, gamma=gamma, alpha=alpha))
 
 
 def _sigmoid_focal_loss_backward(
     logits: Tensor, target: Tensor, weight: Tensor, grad: Tensor, *, gamma: float, alpha: float
 ) -> None:
     """Derivative of the focal loss by the logits, written into ``grad``."""
-    positive, prob, scale = _focal_terms(logits, target, weight, alpha)
-    sign = 1 - 2 * positive
-    miss = positive * (1 - prob) + (1 - positive) * prob
-    log_hit = -torch.nn.functional.binary_cross_entropy_with_logits(logits, positive, reduction='none')
-    grad.copy_(scale * sign * miss**gamma * (miss - gamma * (1 - miss) * log_hit))
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        loss = _focal_loss(leaf, target, weight, gamma=gamma, alpha=alpha).sum()
+        grad.copy_(torch.autograd.grad(loss, leaf)[0])
+
+
+def _roi_align(
+    x: Tensor, rois: Tensor, *, aligned_height: int, aligned_width: int, pool_mode: int, **options: Any
+) -> Tensor:
+    if pool_mode == 0:
+        raise NotImplementedError(
+            "RoIAlign with pool_mode='max' needs mmcv's compiled operators: take pool_mode='avg', or build mmcv with "
+            'MMCV_WITH_OPS=1'
+        )
+    return torchvision.ops.roi_align(x, rois, (aligned_height, aligned_width), **options)
+
+
+def _roi_align_forward(
+    x: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, **options: Any
+) -> None:
+    """RoIAlign of features (N, C, H, W) at boxes (K, 5) of image, x1, y1, x2, y2, written into ``output``.
+
+    The two maxima are for another mode of pooling.
+    """
+    output.copy_(_roi_align(x, rois, **options))
+
+
+def _roi_align_backward(
+    grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, **options: Any
+) -> None:
+    """Gradient of RoIAlign by the features, written into ``grad_input``."""
+    with torch.enable_grad():
+        leaf = torch.zeros_like(grad_input).requires_grad_()  # it is linear: their values do not matter
+        grad_input.copy_(torch.autograd.grad(_roi_align(leaf, rois, **options), leaf, grad_output)[0])
 
 
 class TorchOperators(ModuleType):
-    """Stands in for ``mmcv._ext``, mmcv's compiled operators, with those that RetinaNet needs.
+    """Stands in for ``mmcv._ext``, mmcv's compiled operators, with those that RetinaNet and Mask R-CNN need.
 
     Can go when onedl-mmcv publishes wheels with compiled operators.
     """
@@ -60,6 +82,8 @@ class TorchOperators(ModuleType):
     nms = staticmethod(_nms)
     sigmoid_focal_loss_forward = staticmethod(_sigmoid_focal_loss_forward)
     sigmoid_focal_loss_backward = staticmethod(_sigmoid_focal_loss_backward)
+    roi_align_forward = staticmethod(_roi_align_forward)
+    roi_align_backward = staticmethod(_roi_align_backward)
 
     def __getattr__(self, name: str):
         if name.startswith('__'):
