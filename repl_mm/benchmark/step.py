@@ -34,7 +34,7 @@ class TrainingStep:
         config: Config of a classifier, detector or segmenter.
         batch: Images in a batch.
         size: Height and width of the images.
-        backend: Names out of :data:`repl_mm.benchmark.timing.BACKENDS` but ``bf16``, joined by ``+``.
+        backend: Names out of :data:`repl_mm.benchmark.BACKENDS` but ``bf16``, joined by ``+``.
         device: Where to train.
 
     Attributes:
