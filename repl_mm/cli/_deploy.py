@@ -31,7 +31,7 @@ from repl_mm.cli.deploy import EXPORTS
 from repl_mm.cli.runner import build_model
 from repl_mm.deployment import deploy, parity
 from repl_mm.engine.checkpoints import as_safetensors
-from repl_mm.engine.errors import HOST_ERRORS, sentence
+from repl_mm.engine.errors import HOST_ERRORS, summarise
 from repl_mm.engine.files import write_atomic
 from repl_mm.engine.weights import load_strict, read_checkpoint
 from repl_mm.export.graph import OPSET, TOLERANCE, as_onnx, as_torch, check, input_shape, trace
@@ -95,7 +95,7 @@ def read_images(config: Config, model: BaseModel) -> list[Tensor]:
         batches = [pseudo_collate([dataset[index]]) for index in (0, len(dataset) - 1)]
         return [model.data_preprocessor(batch, False)['inputs'] for batch in batches]
     except HOST_ERRORS as error:
-        print(f'No images of the validation set to check with: {sentence(error)}')
+        print(f'No images of the validation set to check with: {summarise(error)}')
         return []
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from repl_mm.engine.errors import UNKNOWN_TYPE, sentence
+from repl_mm.engine.errors import UNKNOWN_TYPE, summarise
 
 
 @contextmanager
@@ -30,11 +30,11 @@ def exit_on_user_error(*, on_interrupt: str = '') -> Iterator[None]:
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
-        _leave(f'error: {sentence(error)}: it may have run out of memory', code=1)
+        _leave(f'error: {summarise(error)}: it may have run out of memory', code=1)
     except (ValueError, OSError, KeyError) as error:
         if isinstance(error, KeyError) and not UNKNOWN_TYPE.search(str(error)):
             raise
-        _leave(f'error: {sentence(error)}', code=2)
+        _leave(f'error: {summarise(error)}', code=2)
 
 
 def _leave(message: str, *, code: int) -> None:

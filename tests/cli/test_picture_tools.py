@@ -284,7 +284,7 @@ def test_other_files_are_skipped_with_a_word(seven, tmp_path, monkeypatch):
     assert 'Skipped 1 of another kind: notes.txt' in words
 
 
-def test_bad_input_of_the_demo_is_one_sentence(seven, write, seed_checkpoint, tmp_path):
+def test_bad_input_of_the_demo_is_one_line(seven, write, seed_checkpoint, tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'images').mkdir()
     image = tmp_path / 'images' / 'a.png'
@@ -371,7 +371,7 @@ def test_labels_end_inside_of_the_picture(corner, monkeypatch):
     assert extent.height > 12
 
 
-def test_bad_input_of_browsing_is_one_sentence(write, tmp_path):
+def test_bad_input_of_browsing_is_one_line(write, tmp_path):
     config = write(DETECTOR)
     missing = 'train_dataloader.dataset.ann_file=nix.json'
     no_boxes = write(DETECTOR + "train_dataloader['dataset']['pipeline'].pop(1)\n")
