@@ -7,9 +7,6 @@ The same layer in both ways, in turns, for kernels of several widths; ratios are
 
 from argparse import ArgumentParser
 
-from repl_mm.cli.common import exit_on_user_error
-
-# isort: split
 import numpy as np
 import torch
 from mmengine.device import get_device
@@ -17,6 +14,7 @@ from mmseg.models.backbones.resnet import BasicBlock
 from site_overhead import one_pass
 
 from repl_mm.benchmark.timing import describe, time_interleaved
+from repl_mm.cli.common import exit_on_user_error
 from repl_mm.layers import ComputingBasicBlock
 
 SIDE = 7

@@ -17,7 +17,6 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-import repl_mm.compat  # noqa: F401
 from repl_mm.engine.hooks import FiniteLossHook, WatchdogHook
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,6 @@ Operators are those of torch that compute something, in the plain layer and in t
 from argparse import ArgumentParser
 from collections.abc import Callable
 
-from repl_mm.cli.common import exit_on_user_error
-
-# isort: split
 import numpy as np
 import torch
 from mmengine.device import get_device
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repl_mm.benchmark.timing import describe, time_interleaved
+from repl_mm.cli.common import exit_on_user_error
 from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck
 
 FORMS = {

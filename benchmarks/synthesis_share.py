@@ -9,9 +9,6 @@ from argparse import ArgumentParser
 from pathlib import Path
 from statistics import median
 
-from repl_mm.cli.common import exit_on_user_error
-
-# isort: split
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -19,6 +16,7 @@ from mmengine.logging import MMLogger
 
 from repl_mm.benchmark.latency import build_forms, prepare
 from repl_mm.benchmark.timing import describe, time_interleaved
+from repl_mm.cli.common import exit_on_user_error
 from repl_mm.layers import ComputingEncoderLayer, ComputingLayer
 from repl_mm.surgery import computing_layers
 

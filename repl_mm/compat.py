@@ -1,14 +1,12 @@
-"""The seams to the host libraries, each with the condition under which it can go.
+"""What the packages of the host libraries lack to work together, each with the condition under which it can go.
 
-Importing this module is enough to apply them; it must come before mmdet, mmseg or ``mmcv.ops``.
+Importing this module changes nothing: ``import repl_mm`` lets mmcv find the operators, and
+:func:`repl_mm.engine.install.install` calls the rest.
 """
 
-import importlib.util
-import sys
 import tarfile
-from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torchvision
@@ -22,43 +20,70 @@ def _nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) ->
     return torchvision.ops.nms(boxes + far_corner, scores, iou_threshold)
 
 
-def _focal_terms(logits: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, ...]:
-    """One-hot labels (N, C), probabilities (N, C), and alpha times class weight (N, C)."""
-    classes = torch.arange(logits.size(1), device=logits.device)
-    positive = (target[:, None] == classes).to(logits.dtype)
-    scale = positive * alpha + (1 - positive) * (1 - alpha)
-    if weight.numel():
-        scale = scale * weight[target.clamp(max=weight.numel() - 1)][:, None]
-    return positive, logits.sigmoid(), scale
+def _focal_loss(logits: Tensor, target: Tensor, weight: Tensor, *, gamma: float, alpha: float) -> Tensor:
+    one_hot = (target[:, None] == torch.arange(logits.size(1), device=logits.device)).to(logits.dtype)
+    loss = torchvision.ops.sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma)
+    return loss * weight[target.clamp(max=weight.numel() - 1)][:, None] if weight.numel() else loss
 
 
 def _sigmoid_focal_loss_forward(
     logits: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float, alpha: float
 ) -> None:
-    """Focal loss per element (Lin et al. 2017, Eq. 5), written into ``output``."""
-    positive, prob, scale = _focal_terms(logits, target, weight, alpha)
-    miss = positive * (1 - prob) + (1 - positive) * prob
-    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, positive, reduction='none')
-    output.copy_(scale * miss**gamma * entropy)
+    """Focal loss (N, C) per element (Lin et al. 2017, Eq. 5), written into ``output``; class C is background."""
+    output.copy_(_focal_loss(logits, target, weight, gamma=gamma, alpha=alpha))
 
 
 def _sigmoid_focal_loss_backward(
     logits: Tensor, target: Tensor, weight: Tensor, grad: Tensor, *, gamma: float, alpha: float
 ) -> None:
     """Derivative of the focal loss by the logits, written into ``grad``."""
-    positive, prob, scale = _focal_terms(logits, target, weight, alpha)
-    sign = 1 - 2 * positive
-    miss = positive * (1 - prob) + (1 - positive) * prob
-    log_hit = -torch.nn.functional.binary_cross_entropy_with_logits(logits, positive, reduction='none')
-    grad.copy_(scale * sign * miss**gamma * (miss - gamma * (1 - miss) * log_hit))
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        loss = _focal_loss(leaf, target, weight, gamma=gamma, alpha=alpha).sum()
+        grad.copy_(torch.autograd.grad(loss, leaf)[0])
 
 
-class _TorchOps(ModuleType):
-    """Stands in for ``mmcv._ext``, mmcv's compiled operators, with those that RetinaNet needs."""
+def _roi_align(
+    x: Tensor, rois: Tensor, *, aligned_height: int, aligned_width: int, pool_mode: int, **options: Any
+) -> Tensor:
+    if pool_mode == 0:
+        raise NotImplementedError(
+            "RoIAlign with pool_mode='max' needs mmcv's compiled operators: take pool_mode='avg', or build mmcv with "
+            'MMCV_WITH_OPS=1'
+        )
+    return torchvision.ops.roi_align(x, rois, (aligned_height, aligned_width), **options)
+
+
+def _roi_align_forward(
+    x: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, **options: Any
+) -> None:
+    """RoIAlign of features (N, C, H, W) at boxes (K, 5) of image, x1, y1, x2, y2, written into ``output``.
+
+    The two maxima are for another mode of pooling.
+    """
+    output.copy_(_roi_align(x, rois, **options))
+
+
+def _roi_align_backward(
+    grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, **options: Any
+) -> None:
+    """Gradient of RoIAlign by the features, written into ``grad_input``."""
+    with torch.enable_grad():
+        leaf = torch.zeros_like(grad_input).requires_grad_()  # it is linear: their values do not matter
+        grad_input.copy_(torch.autograd.grad(_roi_align(leaf, rois, **options), leaf, grad_output)[0])
+
+
+class TorchOperators(ModuleType):
+    """Stands in for ``mmcv._ext``, mmcv's compiled operators, with those that RetinaNet and Mask R-CNN need.
+
+    Can go when onedl-mmcv publishes wheels with compiled operators.
+    """
 
     nms = staticmethod(_nms)
     sigmoid_focal_loss_forward = staticmethod(_sigmoid_focal_loss_forward)
     sigmoid_focal_loss_backward = staticmethod(_sigmoid_focal_loss_backward)
+    roi_align_forward = staticmethod(_roi_align_forward)
+    roi_align_backward = staticmethod(_roi_align_backward)
 
     def __getattr__(self, name: str):
         if name.startswith('__'):
@@ -73,19 +98,7 @@ class _TorchOps(ModuleType):
         return missing
 
 
-def _use_torch_ops() -> None:
-    """Let mmcv's operators run without its compiled extension.
-
-    Can go when onedl-mmcv publishes wheels with compiled operators.
-    """
-    if 'mmcv._ext' not in sys.modules and importlib.util.find_spec('mmcv._ext') is None:
-        stand_in = _TorchOps('mmcv._ext', 'torch operators in place of compiled ones')
-        # A spec without a loader: mmcv goes on reporting that it has no compiled operators.
-        stand_in.__spec__ = ModuleSpec('mmcv._ext', loader=None)
-        sys.modules['mmcv._ext'] = stand_in
-
-
-def _resolve_mmseg_configs() -> None:
+def resolve_mmseg_configs() -> None:
     """Let ``_base_ = 'mmseg::...'`` find the package under the name it is distributed by.
 
     Can go when mmengine's own table knows ``onedl-mmsegmentation``.
@@ -94,14 +107,9 @@ def _resolve_mmseg_configs() -> None:
         MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 
 
-def _keep_archives_inside() -> None:
+def keep_archives_inside() -> None:
     """Let no archive that a host unpacks write outside of its folder.
 
     Can go with Python 3.11: it is the default from 3.14 on.
     """
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-
-
-_keep_archives_inside()
-_use_torch_ops()
-_resolve_mmseg_configs()

@@ -5,10 +5,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# The seams come before the host libraries.
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import numpy as np
 import torch
 from matplotlib.patches import Patch

@@ -7,7 +7,9 @@ import torch
 from hypothesis import settings
 from mmengine.registry import DefaultScope
 
-import repl_mm.compat  # noqa: F401
+from repl_mm.engine.install import install
+
+install()
 
 # A busy machine is no failure.
 settings.register_profile('no deadline', deadline=None)

@@ -10,10 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# The seams come before the host libraries.
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIMIZERS, DefaultScope

@@ -5,10 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The seams come before the host libraries.
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import mmcv
 import numpy as np
 import torch

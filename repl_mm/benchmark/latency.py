@@ -10,10 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# The seams come before the host libraries.
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -115,7 +111,7 @@ def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], o
     Args:
         model: A whole model.
         images: Normalised images on the device that it shall run on.
-        backend: Names out of :data:`repl_mm.benchmark.timing.BACKENDS`, joined by ``+``: ``fp32`` is nothing, ``amp``
+        backend: Names out of :data:`repl_mm.benchmark.BACKENDS`, joined by ``+``: ``fp32`` is nothing, ``amp``
             autocast (float16 on a GPU, bfloat16 on a CPU), ``bf16`` weights and images in bfloat16.
 
     Raises:

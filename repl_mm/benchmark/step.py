@@ -5,10 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-# The seams come before the host libraries.
-import repl_mm.compat
-
-# isort: split
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -20,7 +16,6 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch import nn
 
-import repl_mm.engine.cpu  # noqa: F401
 from repl_mm.benchmark.timing import check_backends
 from repl_mm.layers import ComputingLayer
 
@@ -39,7 +34,7 @@ class TrainingStep:
         config: Config of a classifier, detector or segmenter.
         batch: Images in a batch.
         size: Height and width of the images.
-        backend: Names out of :data:`repl_mm.benchmark.timing.BACKENDS` but ``bf16``, joined by ``+``.
+        backend: Names out of :data:`repl_mm.benchmark.BACKENDS` but ``bf16``, joined by ``+``.
         device: Where to train.
 
     Attributes:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from repl_mm import __version__
-
-BACKENDS = ('fp32', 'amp', 'bf16', 'channels-last', 'compile')
+from repl_mm.benchmark import BACKENDS
 
 
 def check_backends(backends: Sequence[str]) -> None:

@@ -5,29 +5,26 @@ python tools/benchmark.py train configs/classification/resnet34-repl_4xb128-90e_
 python tools/benchmark.py train --quick --out look
 """
 
+from __future__ import annotations
+
 import itertools
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
-from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write_atomic
-
-# isort: split
-import torch
-from mmengine.config import Config
-from mmengine.device import get_device
-from mmengine.logging import MMLogger
 from rich.progress import track
 
-from repl_mm.analysis.tables import as_csv
-from repl_mm.benchmark import latency, report
-from repl_mm.benchmark.step import check_training_backends
-from repl_mm.benchmark.timing import BACKENDS, check_backends, describe
-from repl_mm.benchmark.training import measure_steps
-from repl_mm.benchmark.variants import VARIANTS, build_variants, name_of
+from repl_mm.benchmark import BACKENDS
+from repl_mm.cli.common import add_cfg_options, add_device, exit_on_user_error
+from repl_mm.engine.errors import explain
+
+if TYPE_CHECKING:
+    import torch
+    from mmengine.config import Config
+
+    Case = tuple[Config, str, int, tuple[int, int]]  # config, backend, batch, size
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 DEPTH_110 = {'model.backbone.depth': 110}
@@ -50,10 +47,9 @@ SUITE = [
     ('segmentation/deeplabv3plus_r101-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
 ]
 FULL_SIZES = {'detection': (800, 1344), 'segmentation': (768, 768)}
-Case = tuple[Config, str, int, tuple[int, int]]  # config, backend, batch, size
 
 
-def parse_args() -> Namespace:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest='kind', required=True)
     forward = kinds.add_parser('latency', help='one forward pass: E2E, dynamic, deployed, deployed and folded')
@@ -64,7 +60,6 @@ def parse_args() -> Namespace:
     step.add_argument(
         '--variant',
         nargs='+',
-        default=list(VARIANTS),
         help='rows beside E2E, their reference (default: all)',
     )
     suite = step.add_mutually_exclusive_group()
@@ -78,16 +73,15 @@ def parse_args() -> Namespace:
             '--backend', nargs='+', default=['fp32'], help=f'out of {", ".join(BACKENDS)}; joined by + (default: fp32)'
         )
         kind.add_argument('--seconds', type=float, default=20, help='time for each model (default: %(default)s)')
-        kind.add_argument('--device', default=get_device(), help='(default: %(default)s)')
+        add_device(kind)
         kind.add_argument('--out', type=Path, required=True, help='folder for the tables and the picture')
-        kind.add_argument(
-            '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the configs'
-        )
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
-    return parser.parse_args()
+        add_cfg_options(kind)
+    return parser
 
 
 def load(args: Namespace, path: str | Path, sections: tuple[str, ...]) -> Config:
+    from repl_mm.cli.config import load_scoped_config
+
     return load_scoped_config(Namespace(**vars(args) | dict(config=str(path))), sections=sections)
 
 
@@ -119,27 +113,42 @@ def training_cases(args: Namespace) -> list[Case]:
 
 
 def measure_case(args: Namespace, case: Case, device: torch.device) -> list[object]:
+    from repl_mm.benchmark import latency
+    from repl_mm.benchmark.training import measure_steps
+    from repl_mm.benchmark.variants import VARIANTS, build_variants, name_of
+
     config, backend, batch, size = case
     options = dict(backend=backend, batch=batch, size=size, device=device, seconds=args.seconds)
     if args.kind == 'latency':
         return latency.measure(config, **options)
-    variants = build_variants(config, list(dict.fromkeys(['E2E', *args.variant])))
+    variants = build_variants(config, list(dict.fromkeys(['E2E', *(args.variant or VARIANTS)])))
     return measure_steps(variants, model=name_of(config), **options)
 
 
 @exit_on_user_error()
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     if min(*args.batch_size, *args.size) < 1:
         raise ValueError('--batch-size and --size are at least 1')
     if not 0 <= args.seconds <= 3600:
         raise ValueError(f'--seconds is from 0 to 3600, got {args.seconds}')
+
+    import torch
+    from mmengine.device import get_device
+    from mmengine.logging import MMLogger
+
+    from repl_mm.analysis.tables import as_csv
+    from repl_mm.benchmark import latency, report
+    from repl_mm.benchmark.step import check_training_backends
+    from repl_mm.benchmark.timing import check_backends, describe
+    from repl_mm.engine.files import write_atomic
+
     (check_backends if args.kind == 'latency' else check_training_backends)(args.backend)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f'--out is a folder, and {args.out} is a file')
     MMLogger.get_instance('mmengine', log_level='WARNING')
     with explain(f'cannot use --device {args.device}'):
-        device = torch.zeros(1, device=args.device).device
+        device = torch.zeros(1, device=args.device or get_device()).device
     tables: ModuleType = latency if args.kind == 'latency' else report
     cases: Callable[[Namespace], list[Case]] = latency_cases if args.kind == 'latency' else training_cases
     rows = []

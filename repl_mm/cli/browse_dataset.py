@@ -1,18 +1,18 @@
 """Write pictures of what a config's data set gives after its pipeline: images with their boxes, map or class."""
 
+from __future__ import annotations
+
 from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import add_picture_arguments, exit_on_user_error, load_scoped_config
-from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write_atomic
-
-# isort: split
-import numpy as np
-from mmengine.registry import DATASETS
-from mmengine.structures import BaseDataElement
 from rich.progress import track
 
-from repl_mm.visualization import as_png, draw
+from repl_mm.cli.common import add_picture_arguments, exit_on_user_error
+from repl_mm.engine.errors import explain
+
+if TYPE_CHECKING:
+    from mmengine.structures import BaseDataElement
 
 LOADING = ('LoadImageFromFile', 'LoadAnnotations')
 
@@ -21,8 +21,7 @@ def has_truth(sample: BaseDataElement) -> bool:
     return 'gt_label' in sample or 'gt_sem_seg' in sample or 'bboxes' in sample.get('gt_instances', ())
 
 
-@exit_on_user_error()
-def main() -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file')
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train', help='default: %(default)s')
@@ -30,9 +29,22 @@ def main() -> None:
         '--number', type=int, default=20, help='how many pictures, spread over the data set (default: %(default)s)'
     )
     add_picture_arguments(parser)
-    args = parser.parse_args()
+    return parser
+
+
+@exit_on_user_error()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     if args.number < 1:
         raise ValueError(f'--number is at least 1, got {args.number}')
+
+    import numpy as np
+    from mmengine.registry import DATASETS
+
+    from repl_mm.cli.config import load_scoped_config
+    from repl_mm.engine.files import write_atomic
+    from repl_mm.visualization import as_png, draw
+
     loader = f'{args.split}_dataloader'
     config = load_scoped_config(args, sections=(loader,))
     # Test pipelines load annotations last, which leaves them in the pixels of the original image.

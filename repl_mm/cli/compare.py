@@ -2,26 +2,34 @@
 
 import os
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.logging import MMLogger
 from rich.console import Console
 
-from repl_mm.analysis.compare import as_json, as_markdown, as_table, compare, conditions
-from repl_mm.analysis.plot import as_png
 from repl_mm.cli.common import exit_on_user_error
-from repl_mm.engine.files import write_atomic
 
 
-@exit_on_user_error()
-def main() -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work directory of a run; the E2E run first')
     parser.add_argument('--out', type=Path, help='where the files go (default: the folder that all runs are in)')
-    args = parser.parse_args()
+    return parser
+
+
+@exit_on_user_error()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     out = args.out or Path(os.path.commonpath([run.resolve().parent for run in args.runs]))
     if out.exists() and not out.is_dir():
         raise ValueError(f'--out {out} is a file: give a folder')
+
+    from mmengine.logging import MMLogger
+
+    from repl_mm.analysis.compare import as_json, as_markdown, as_table, compare, conditions
+    from repl_mm.analysis.plot import as_png
+    from repl_mm.engine.files import write_atomic
+
     # Models are built to be counted; what they say while they are built was said in training.
     MMLogger.get_current_instance().setLevel('ERROR')
     comparison = compare(args.runs)

@@ -1,15 +1,18 @@
 """What a config's network costs: predicted from the method's equations, and counted on the network itself."""
 
+from __future__ import annotations
+
 from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
-
-# isort: split
-from mmengine.logging import MMLogger
 from rich.progress import track
 
-from repl_mm.analysis.cost import Cost, build_empty, count_cost, optimizer_bytes, predict_cost, variants
 from repl_mm.analysis.tables import Table
+from repl_mm.cli.common import add_cfg_options, exit_on_user_error
+
+if TYPE_CHECKING:
+    from repl_mm.analysis.cost import Cost
 
 MIB = 2**20
 COLUMNS = ('parameters', 'trainable', 'forward (GFLOP)', 'backward (GFLOP)', 'activations (MiB)', 'optimizer (MiB)')
@@ -25,16 +28,23 @@ def cells(cost: Cost, reference: Cost) -> list[str]:
     return texts
 
 
-@exit_on_user_error()
-def main() -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config with sites')
     parser.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
-    )
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
-    args = parser.parse_args()
+    add_cfg_options(parser)
+    return parser
+
+
+@exit_on_user_error()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+
+    from mmengine.logging import MMLogger
+
+    from repl_mm.analysis.cost import build_empty, count_cost, optimizer_bytes, predict_cost, variants
+    from repl_mm.cli.config import load_scoped_config
+
     config = load_scoped_config(args, sections=('model',))
     if min(args.size) < 1:
         raise ValueError(f'--size is at least 1 x 1, got {args.size[0]} x {args.size[1]}')

@@ -1,32 +1,13 @@
 """Write pictures of what a model predicts: boxes (mmdet), a map (mmseg) or a class (mmpretrain) for each image."""
 
-import sys
-from argparse import ArgumentParser, Namespace
-from collections import Counter
-from collections.abc import Mapping
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from repl_mm.cli.common import add_picture_arguments, add_trust, build_model, exit_on_user_error, load_scoped_config
-from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write_atomic
-from repl_mm.engine.weights import load_strict, read_checkpoint
-
-# isort: split
-import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.dataset import Compose, pseudo_collate
-from mmengine.device import get_device
-from mmengine.model import BaseModel
-from mmengine.registry import DATASETS
-from rich.progress import track
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
-from repl_mm.datasets.checks import is_truncated
-from repl_mm.visualization import as_png, draw
+from repl_mm.cli.common import add_device, add_picture_arguments, add_trust, exit_on_user_error
 
 
-def parse_args() -> Namespace:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint that training has written')
@@ -34,87 +15,14 @@ def parse_args() -> Namespace:
     add_picture_arguments(parser)
     add_trust(parser)
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score of a box (default: %(default)s)')
-    parser.add_argument('--device', default=get_device(), help='where the model runs (default: %(default)s)')
-    return parser.parse_args()
-
-
-def find_images(path: Path, *, out_dir: Path) -> dict[Path, Path]:
-    """The picture to write for each image."""
-    if not path.exists():
-        raise ValueError(f'there is no image or folder {path}')
-    images = [path]
-    if path.is_dir():
-        images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
-        others = sorted(p.name for p in set(path.iterdir()).difference(images))
-        if not images:
-            raise ValueError(
-                f'there is no image in {path}: give one or a folder with {", ".join(IMG_EXTENSIONS)} files'
-            )
-        if others:
-            print(f'Skipped {len(others)} of another kind: {", ".join(others[:3])}{", ..." if others[3:] else ""}')
-    if out_dir.resolve() == images[0].parent.resolve():
-        raise ValueError(f'--out-dir {out_dir} is the folder of the images: give another one')
-    stems = Counter(image.stem for image in images)
-    return {image: out_dir / f'{image.stem if stems[image.stem] == 1 else image.name}.png' for image in images}
-
-
-def load_model(config: Config, checkpoint: Mapping[str, Any], *, source: str, device: str) -> BaseModel:
-    model = build_model(config)
-    load_strict(model, checkpoint, source=source)
-    with explain(f'cannot use --device {device}'):
-        model.to(device)
-    model.eval()
-    return model
-
-
-def read_meta(config: Config, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Classes and colours: of the data set that the model was trained on, else of the config's."""
-    if meta := checkpoint.get('meta', {}).get('dataset_meta'):
-        return meta
-    with explain(f'cannot read the classes of test_dataloader in {config.filename}'):
-        return DATASETS.build(ConfigDict(config.test_dataloader.dataset, lazy_init=True)).metainfo
-
-
-def build_pipeline(config: Config) -> tuple[Compose, Compose]:
-    """The loading of an image, and what follows; data sets in memory have no loading of their own."""
-    steps = [step for step in config.test_dataloader.dataset.pipeline if not step['type'].endswith('LoadAnnotations')]
-    loading = [step for step in steps if step['type'].endswith('LoadImageFromFile')]
-    with explain(f'cannot build the pipeline of test_dataloader in {config.filename}'):
-        return Compose(loading or [dict(type='LoadImageFromFile')]), Compose([s for s in steps if s not in loading])
-
-
-def read_image(path: Path, load: Compose) -> dict:
-    # Decoders may raise anything, or go on with a half that is grey.
-    with explain(f'cannot read {path}', errors=Exception):
-        if is_truncated(path):
-            raise ValueError('the file is truncated')
-        return load(dict(img_path=str(path), img_id=0))
+    add_device(parser)
+    return parser
 
 
 @exit_on_user_error()
-@torch.no_grad()
-def main() -> None:
-    args = parse_args()
-    pictures = find_images(args.images, out_dir=args.out_dir)
-    config = load_scoped_config(args, sections=('model', 'test_dataloader'))
-    checkpoint = read_checkpoint(args.checkpoint)
-    model = load_model(config, checkpoint, source=args.checkpoint, device=args.device)
-    meta = read_meta(config, checkpoint)
-    load, transform = build_pipeline(config)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    problems = []
-    for image, picture in track(pictures.items(), 'Predicting: '):
-        try:
-            data = read_image(image, load)
-        except ValueError as error:
-            problems.append(error)
-            continue
-        pixels = data['img'].copy()  # some transforms write into it
-        [sample] = model.test_step(pseudo_collate([transform(data)]))
-        drawn = draw(pixels, sample, scope=config.default_scope, meta=meta, truth=False, score_thr=args.score_thr)
-        write_atomic(picture, as_png(drawn))
-    for problem in problems:
-        print(f'error: {problem}', file=sys.stderr)
-    print(f'Wrote {len(pictures) - len(problems)} picture(s) to {args.out_dir}')
-    if problems:
-        raise SystemExit(1)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+
+    from repl_mm.cli._image_demo import run
+
+    run(args)

@@ -3,22 +3,21 @@
 python tools/plan.py my_config.py --save-time 15% --batch-size 16 --size 224 224
 """
 
+from __future__ import annotations
+
 from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import CfgOptions, exit_on_user_error, load_scoped_config
-from repl_mm.engine.errors import explain
-
-# isort: split
-import torch
-from mmengine.device import get_device
-from mmengine.logging import MMLogger
 from rich.console import Console
 
 from repl_mm.analysis.tables import Table
-from repl_mm.benchmark.plan import Plan, Saving, describe, make_plan
-from repl_mm.benchmark.step import check_training_backends
-from repl_mm.benchmark.timing import BACKENDS
-from repl_mm.benchmark.timing import describe as describe_machine
+from repl_mm.benchmark import BACKENDS
+from repl_mm.cli.common import add_cfg_options, add_device, exit_on_user_error
+from repl_mm.engine.errors import explain
+
+if TYPE_CHECKING:
+    from repl_mm.benchmark.plan import Plan, Saving
 
 
 def percentage(text: str) -> float:
@@ -67,8 +66,7 @@ def shortfall(plan: Plan, target: Saving) -> str:
     return f'{word}\nThe nearest that was found:'
 
 
-@exit_on_user_error()
-def main() -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='config of a ResNet or a ViT, of a host library or of this one')
     parser.add_argument('--save-time', type=percentage, metavar='PERCENT', help='of the time of a step, such as 15%%')
@@ -77,24 +75,36 @@ def main() -> None:
     parser.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--backend', default='fp32', help=f'out of {", ".join(BACKENDS)}; joined by + (default: fp32)')
     parser.add_argument('--seconds', type=float, default=20, help='time of a measurement (default: %(default)s)')
-    parser.add_argument('--device', default=get_device(), help='(default: %(default)s)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
-    )
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
-    args = parser.parse_args()
-    target = Saving(args.save_time, args.save_memory)
-    if target == Saving(None, None):
+    add_device(parser)
+    add_cfg_options(parser)
+    return parser
+
+
+@exit_on_user_error()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    if args.save_time is None and args.save_memory is None:
         raise ValueError('say what to save: --save-time 15%, --save-memory 15%, or both')
     if min(args.batch_size, *args.size) < 1:
         raise ValueError('--batch-size and --size are at least 1')
     if not 0 <= args.seconds <= 3600:
         raise ValueError(f'--seconds is from 0 to 3600, got {args.seconds}')
+
+    import torch
+    from mmengine.device import get_device
+    from mmengine.logging import MMLogger
+
+    from repl_mm.benchmark.plan import Saving, describe, make_plan
+    from repl_mm.benchmark.step import check_training_backends
+    from repl_mm.benchmark.timing import describe as describe_machine
+    from repl_mm.cli.config import load_scoped_config
+
+    target = Saving(args.save_time, args.save_memory)
     check_training_backends([args.backend])
     config = load_scoped_config(args, sections=('model', 'optim_wrapper'))
     MMLogger.get_instance('mmengine', log_level='WARNING')
     with explain(f'cannot use --device {args.device}'):
-        device = torch.zeros(1, device=args.device).device
+        device = torch.zeros(1, device=args.device or get_device()).device
     console = Console(log_path=False)
     with explain(f'cannot plan for {args.config}'), console.status('') as status:
         plan = make_plan(

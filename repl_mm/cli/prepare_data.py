@@ -3,6 +3,7 @@
 import os
 import sys
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,15 +29,19 @@ def make_train_ids(root: Path) -> None:
         os.replace(beside, labels)
 
 
-@exit_on_user_error()
-def main() -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('name', help=f'one of {", ".join(SOURCES)}')
     parser.add_argument('root', type=Path, help='the folder of the data set')
     parser.add_argument(
         '--make-train-ids', action='store_true', help='first write the labels that CityScapes leaves to be made'
     )
-    args = parser.parse_args()
+    return parser
+
+
+@exit_on_user_error()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     if args.make_train_ids:
         if args.name != 'cityscapes':
             raise ValueError(f'--make-train-ids is for cityscapes, not for {args.name}: leave it out')

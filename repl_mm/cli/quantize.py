@@ -1,37 +1,30 @@
 """Score finished runs in FP32 and in INT8 (torchao, onnxruntime): Table XVII for your own models."""
 
+from __future__ import annotations
+
 import json
 import logging
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import add_trust, build_runner, exit_on_user_error, load_config
-from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write_atomic
-from repl_mm.engine.weights import load_strict, read_checkpoint
-
-# isort: split
-import torch
-from mmengine.dataset import pseudo_collate
-from mmengine.runner import Runner, find_latest_checkpoint
 from rich.progress import track
-from torch import Tensor
 
-from repl_mm.analysis.compare import METRICS
-from repl_mm.analysis.runs import find_config, name_runs
 from repl_mm.analysis.tables import Table
-from repl_mm.backbones import ReplMixin
-from repl_mm.benchmark.timing import describe, time_interleaved
-from repl_mm.deployment import RawOutputs, deploy
-from repl_mm.export.quantization import quantize, quantize_onnx
-from repl_mm.surgery import fold_norms
+from repl_mm.cli.common import add_trust, exit_on_user_error
+from repl_mm.engine.errors import explain
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+    from torch import Tensor
 
 PRECISIONS = ('FP32', 'INT8, torchao', 'INT8, onnxruntime')
 BATCH = 16
 
 
-def parse_args() -> Namespace:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work directory of a finished run')
     parser.add_argument('--out', type=Path, required=True, help='folder for quantization.md and quantization.json')
@@ -39,11 +32,21 @@ def parse_args() -> Namespace:
         '--calibration', type=int, default=256, help='training images that fix the ranges (default: %(default)s)'
     )
     add_trust(parser)
-    return parser.parse_args()
+    return parser
 
 
 def load_run(folder: Path, *, work_dir: Path) -> Runner:
     """A runner with the run's last checkpoint, deployed."""
+    from mmengine.runner import find_latest_checkpoint
+
+    from repl_mm.analysis.runs import find_config
+    from repl_mm.backbones import ReplMixin
+    from repl_mm.cli.config import load_config
+    from repl_mm.cli.runner import build_runner
+    from repl_mm.deployment import deploy
+    from repl_mm.engine.weights import load_strict, read_checkpoint
+    from repl_mm.surgery import fold_norms
+
     path = find_latest_checkpoint(str(folder))
     if path is None:
         raise ValueError(f'{folder} holds no checkpoint: give the work directory of a finished run')
@@ -63,6 +66,10 @@ def load_run(folder: Path, *, work_dir: Path) -> Runner:
 
 def calibration_images(runner: Runner, *, number: int) -> list[Tensor]:
     """Batches of training images, as the test pipeline's normalisation gives them, cut to one size."""
+    import torch
+    from mmengine.dataset import pseudo_collate
+    from mmengine.runner import Runner
+
     with explain('cannot load the train data, which fixes the ranges of INT8'):
         dataset = Runner.build_dataloader(runner.cfg.train_dataloader, seed=0).dataset
     preprocessor = runner.model.data_preprocessor
@@ -73,6 +80,13 @@ def calibration_images(runner: Runner, *, number: int) -> list[Tensor]:
 
 def score_precisions(folder: Path, *, number: int, work_dir: Path) -> dict[str, dict[str, float]]:
     """Metrics and images per second in each precision."""
+    import torch
+
+    from repl_mm.analysis.compare import METRICS
+    from repl_mm.benchmark.timing import time_interleaved
+    from repl_mm.deployment import RawOutputs
+    from repl_mm.export.quantization import quantize, quantize_onnx
+
     runner = load_run(folder, work_dir=work_dir)
     batches = [batch for batch in calibration_images(runner, number=number) if len(batch) > 1]
     if not batches:
@@ -97,6 +111,8 @@ def score_precisions(folder: Path, *, number: int, work_dir: Path) -> dict[str, 
 
 def as_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
     """One row per run and quantity; INT8 with its change."""
+    from repl_mm.analysis.compare import METRICS
+
     rows = []
     for run, found in results.items():
         for key, reference in found['FP32'].items():
@@ -111,10 +127,17 @@ def as_table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
 
 
 @exit_on_user_error()
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     if args.calibration < 2:
         raise ValueError(f'--calibration is at least 2, got {args.calibration}')
+
+    import torch
+
+    from repl_mm.analysis.runs import name_runs
+    from repl_mm.benchmark.timing import describe
+    from repl_mm.engine.files import write_atomic
+
     args.out.mkdir(parents=True, exist_ok=True)
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime asks for a step that changes nothing here
     names = name_runs(args.runs)

@@ -2,30 +2,36 @@
 
 import io
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 
-import repl_mm.compat  # noqa: F401
-
-# isort: split
-import torch
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
-from mmengine.runner import set_random_seed
-
-from repl_mm.cli.common import add_arguments, build_model, exit_on_user_error, load_config
+from repl_mm.cli.common import add_arguments, exit_on_user_error
 from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write_atomic
 
 
-@exit_on_user_error()
-def main() -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file')
     parser.add_argument('out', type=Path, help='the checkpoint to write; other configs start from it by load_from=OUT')
     add_arguments(parser)
-    args = parser.parse_args()
+    return parser
+
+
+@exit_on_user_error()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     if args.out.is_dir():
         raise ValueError(f'{args.out} is a folder: give the name of a file, such as {args.out / "seed.pth"}')
+
+    import torch
+    from mmengine.logging import MMLogger
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import set_random_seed
+
+    from repl_mm.cli.config import load_config
+    from repl_mm.cli.runner import build_model
+    from repl_mm.engine.files import write_atomic
+
     config = load_config(args, sections=('model',))
     # mmengine would list the initialisation of every parameter.
     MMLogger.get_instance('mmengine', log_level='WARNING')

@@ -1,18 +1,19 @@
 """Show which blocks of a config's backbone are replaced, by what, and why other positions were refused."""
 
+from __future__ import annotations
+
 from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import repl_mm.compat  # noqa: F401
-
-# isort: split
-from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
 
 from repl_mm.analysis.tables import Table
-from repl_mm.backbones import ReplMixin
-from repl_mm.backbones.configs import require_sites
-from repl_mm.cli.common import add_arguments, exit_on_user_error, load_config
+from repl_mm.cli.common import add_arguments, exit_on_user_error
 from repl_mm.engine.errors import explain
+
+if TYPE_CHECKING:
+    from repl_mm.backbones import ReplMixin
 
 KEPT, REPLACED = '■', '□'
 
@@ -40,12 +41,23 @@ def site_table(backbone: ReplMixin) -> Table:
     return Table(['site', 'replaced by', 'parameters', 'left', 'right'], 'llrll', rows)
 
 
-@exit_on_user_error()
-def main() -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file')
     add_arguments(parser)
-    config = load_config(parser.parse_args(), sections=('model',))
+    return parser
+
+
+@exit_on_user_error()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+
+    from mmengine.registry import MODELS, init_default_scope
+
+    from repl_mm.backbones.configs import require_sites
+    from repl_mm.cli.config import load_config
+
+    config = load_config(args, sections=('model',))
     init_default_scope(config.default_scope)
     require_sites(config)
     with explain(f'cannot build the backbone of {config.filename}'):

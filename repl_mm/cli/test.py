@@ -1,33 +1,20 @@
 """Test a checkpoint of mmpretrain, mmdet or mmseg."""
 
+from __future__ import annotations
+
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import add_arguments, add_trust, build_runner, exit_on_user_error, load_config
-from repl_mm.engine.weights import load_strict, read_checkpoint
+from repl_mm.cli.common import add_arguments, add_trust, exit_on_user_error
 
-# isort: split
-from mmengine.config import Config, ConfigDict
-from mmengine.device import get_device
-from mmengine.evaluator import DumpResults
-from mmengine.fileio import dump
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
-class DumpPredictions(DumpResults):
-    """Predictions without mmseg's logits, which take over 100 MB for one CityScapes image."""
-
-    def process(self, data_batch: object, data_samples: list[dict]) -> None:
-        super().process(data_batch, [{k: v for k, v in s.items() if k != 'seg_logits'} for s in data_samples])
-
-    def compute_metrics(self, results: list[dict]) -> dict:
-        part = f'{self.out_file_path}.part'
-        dump(results, part, file_format='pkl')
-        os.replace(part, self.out_file_path)
-        return {}
-
-
-def parse_args() -> Namespace:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint that training has written')
@@ -38,7 +25,7 @@ def parse_args() -> Namespace:
     parser.add_argument('--tta', action='store_true', help="test-time augmentation, as the config's tta_model says")
     add_arguments(parser)
     add_trust(parser)
-    return parser.parse_args()
+    return parser
 
 
 def use_out(config: Config, out: str) -> None:
@@ -59,6 +46,8 @@ def use_out(config: Config, out: str) -> None:
 
 
 def use_amp(config: Config) -> None:
+    from mmengine.device import get_device
+
     if get_device() == 'cpu' and config.default_scope == 'mmdet':
         raise ValueError("--amp is bfloat16 on a CPU, which mmdet's metrics cannot read: leave it out")
     config.test_cfg.fp16 = True
@@ -67,7 +56,7 @@ def use_amp(config: Config) -> None:
 def use_tta(config: Config) -> None:
     if 'tta_model' not in config or 'tta_pipeline' not in config:
         raise ValueError('--tta needs tta_model and tta_pipeline: set them in the config')
-    config.model = ConfigDict(**config.tta_model, module=config.model)
+    config.model = dict(**config.tta_model, module=config.model)
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
 
 
@@ -93,8 +82,14 @@ def use_pictures(config: Config, folder: str) -> None:
 
 
 @exit_on_user_error()
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+
+    from repl_mm.cli.config import load_config
+    from repl_mm.cli.runner import build_runner
+    from repl_mm.engine.predictions import DumpPredictions
+    from repl_mm.engine.weights import load_strict, read_checkpoint
+
     config = load_config(args, sections=('default_scope', 'model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
     as_pickle = bool(args.out) and args.out.endswith(('.pkl', '.pickle'))
     if args.out and not as_pickle:

@@ -1,21 +1,20 @@
 """Train a model of mmpretrain, mmdet or mmseg from its config."""
 
+from __future__ import annotations
+
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from repl_mm.cli.common import add_arguments, add_trust, build_model, build_runner, exit_on_user_error, load_config
-from repl_mm.engine.checkpoints import find_newest
-from repl_mm.engine.weights import load_strict, read_checkpoint
+from repl_mm.cli.common import add_arguments, add_trust, exit_on_user_error
 
-# isort: split
-from mmengine.config import Config
-from mmengine.model import BaseModel
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
-def parse_args() -> Namespace:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -24,7 +23,7 @@ def parse_args() -> Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     add_arguments(parser)
     add_trust(parser)
-    return parser.parse_args()
+    return parser
 
 
 def use_amp(config: Config) -> None:
@@ -71,6 +70,8 @@ def checkpoint_folder(config: Config) -> Path:
 
 def use_checkpoint(config: Config, path: str) -> Mapping[str, Any]:
     """Let the run go on from a checkpoint, which is returned."""
+    from repl_mm.engine.weights import read_checkpoint
+
     checkpoint = read_checkpoint(path)
     missing = {'optimizer', 'meta', 'message_hub'} - set(checkpoint)
     if 'optimizer' in missing:
@@ -85,8 +86,16 @@ def use_checkpoint(config: Config, path: str) -> Mapping[str, Any]:
 
 
 @exit_on_user_error(on_interrupt='run again with --resume to continue from the last checkpoint')
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+
+    from mmengine.model import BaseModel
+
+    from repl_mm.cli.config import load_config
+    from repl_mm.cli.runner import build_model, build_runner
+    from repl_mm.engine.checkpoints import find_newest
+    from repl_mm.engine.weights import load_strict
+
     config = load_config(args, sections=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))
     if args.amp:
         use_amp(config)

@@ -4,10 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-# The seams come before the host libraries.
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import mmdet.datasets
 import mmseg.datasets
 import numpy as np

@@ -1,8 +1,9 @@
 """Checkpoint files: read without running what they hold.
 
-A pickle can run any code when it is read. From here on mmengine reads files and downloads by torch's restricted
-unpickler, with a list of what its own checkpoints hold besides tensors; and it reads ``.safetensors``, which can hold
-nothing else. torch's variable ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` (the tools' ``--trust``) lifts the restriction.
+A pickle can run any code when it is read. After :func:`restrict_loading` mmengine reads files and downloads by torch's
+restricted unpickler, with a list of what its own checkpoints hold besides tensors; and it reads ``.safetensors``, which
+can hold nothing else. torch's variable ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` (the tools' ``--trust``) lifts the
+restriction.
 """
 
 import errno
@@ -96,12 +97,14 @@ def _load_url(url: str, **kwargs: Any) -> Mapping[str, Any]:
         return torch.hub.load_state_dict_from_url(url, weights_only=not trusted, **kwargs)
 
 
-# All of mmengine's loaders end in one of these two.
-mmengine.runner.checkpoint._safe_torch_load = _load
-mmengine.runner.checkpoint.load_url = _load_url
+def restrict_loading() -> None:
+    """Let all of mmengine's loading go through this module."""
+    # All of mmengine's loaders but the local one end in one of these two.
+    mmengine.runner.checkpoint._safe_torch_load = _load
+    mmengine.runner.checkpoint.load_url = _load_url
+    CheckpointLoader.register_scheme(prefixes='', loader=load_local, force=True)
 
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_local(filename: str, map_location: Any = None) -> Mapping[str, Any]:
     """Read a checkpoint from a local file.
 

@@ -1,8 +1,7 @@
 """Training where there is no GPU: several processes, synchronised batch norm, mixed precision.
 
 mmengine's launchers and its ``AmpOptimWrapper``, and torch's ``SyncBatchNorm``, insist on a GPU. Each of the three
-seams below can go when its host accepts a CPU. Importing this module applies the last one; where there is an
-accelerator nothing changes.
+seams below can go when its host accepts a CPU.
 """
 
 import atexit
@@ -115,6 +114,8 @@ class CpuAmpOptimWrapper(OptimWrapper):
             yield
 
 
-if get_device() == 'cpu':
-    # Under mmengine's name, so that a config says the same with and without a GPU.
-    OPTIM_WRAPPERS.register_module(name='AmpOptimWrapper', module=CpuAmpOptimWrapper, force=True)
+def use_cpu_amp() -> None:
+    """Put :class:`CpuAmpOptimWrapper` in the place of ``AmpOptimWrapper`` where there is no accelerator."""
+    if get_device() == 'cpu':
+        # Under mmengine's name, so that a config says the same with and without a GPU.
+        OPTIM_WRAPPERS.register_module(name='AmpOptimWrapper', module=CpuAmpOptimWrapper, force=True)

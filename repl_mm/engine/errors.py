@@ -15,10 +15,10 @@ def explain(task: str, *, errors: type[Exception] | tuple[type[Exception], ...] 
     try:
         yield
     except errors as error:
-        raise ValueError(f'{task}: {sentence(error)}') from error
+        raise ValueError(f'{task}: {summarise(error)}') from error
 
 
-def sentence(error: Exception) -> str:
+def summarise(error: Exception) -> str:
     """The line of an error's message that tells most."""
     # str(KeyError) is the repr of its message.
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()

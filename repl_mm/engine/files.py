@@ -56,5 +56,6 @@ class AtomicBackend(LocalBackend):
         write_atomic(Path(filepath), obj.encode(encoding))
 
 
-# From here on mmengine uses it for every path without a prefix such as ``s3://``.
-register_backend('local', AtomicBackend, force=True, prefixes='')
+def use_atomic_files() -> None:
+    """Let mmengine use :class:`AtomicBackend` for every path without a prefix such as ``s3://``."""
+    register_backend('local', AtomicBackend, force=True, prefixes='')

@@ -4,10 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from repl_mm.engine.checkpoints import CheckpointLoader
-from repl_mm.engine.errors import sentence
+from repl_mm.engine.checkpoints import restrict_loading
+from repl_mm.engine.errors import summarise
 
 
 def read_checkpoint(path: str) -> Mapping[str, Any]:
@@ -16,6 +17,7 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     Raises:
         ValueError: No such file, or not a checkpoint, or one that could run code.
     """
+    restrict_loading()
     try:
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
     except FileNotFoundError:
@@ -23,7 +25,7 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     except (OSError, ValueError):
         raise
     except Exception as error:  # from wherever else mmengine loads
-        raise ValueError(f'cannot read the checkpoint {path}: {sentence(error)}') from error
+        raise ValueError(f'cannot read the checkpoint {path}: {summarise(error)}') from error
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise ValueError(f'{path} is not a checkpoint: give a .pth file that training has written')
@@ -51,7 +53,7 @@ def load_strict(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str)
         problems['missing'], problems['left over'] = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
         keys = re.findall(r'(?:size mismatch for|parameter named) "?([\w.]+)', str(error))
-        problems['of another shape'] = keys or [sentence(error)]
+        problems['of another shape'] = keys or [summarise(error)]
     # One fault, one name.
     problems['of another shape'] = sorted(
         set(problems.get('of another shape', ())) - set(problems['no numbers of the right kind'])

@@ -10,10 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# The seams come before the host libraries.
-import repl_mm.compat  # noqa: F401
-
-# isort: split
 import onnx
 import onnxruntime
 import torch

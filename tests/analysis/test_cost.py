@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_helpers import run
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from test_tools import run
 
 from repl_mm.analysis.complexity import count
 from repl_mm.analysis.cost import Cost, build_empty, count_cost, optimizer_bytes, predict_cost, variants
@@ -139,14 +139,14 @@ def test_bad_input():
     frozen = classifier(type='repl_mm.ReplResNet', depth=34, frozen_stages=3, repl=EVERY)
     with pytest.raises(ValueError, match=r'the site \(2, 3\) lies in a frozen stage'):
         predict_cost(frozen, Cost(), (3, 64, 64))
-    code, stderr = run('cost.py', CONFIGS / 'demo/resnet32-repl_digits.py', '--size', '0', '32')
+    code, _, stderr = run('cost', CONFIGS / 'demo/resnet32-repl_digits.py', '--size', '0', '32')
     assert (code, '--size is at least 1 x 1, got 0 x 32' in stderr) == (2, True)
 
 
 def test_tool_shows_both(monkeypatch):
     found = []
     monkeypatch.setattr(Table, 'print', lambda table: found.append(table))
-    assert run('cost.py', CONFIGS / 'demo/resnet32-repl_digits.py', '--size', '32', '32') == (0, '')
+    assert run('cost', CONFIGS / 'demo/resnet32-repl_digits.py', '--size', '32', '32') == (0, '', '')
     columns = list(map(list, zip(*found[0].rows, strict=True)))
     assert columns[0] == ['E2E', 'drop', '', 'RepL', '', 'deployed', '']
     assert columns[2][3] == '370,138 (-20.7 %)'

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_helpers import run
 from mmengine.config import Config
-from test_tools import run
 
 from repl_mm.analysis.complexity import count
 from repl_mm.analysis.tables import as_csv
@@ -123,7 +123,7 @@ def test_tables_and_picture_hold_every_row():
 
 def test_tool_measures_and_refuses(tmp_path):
     args = ['latency', CONFIG, '--size', '32', '32', '--batch-size', '1', '--seconds', '0', '--device', 'cpu']
-    assert run('benchmark.py', *args, '--policy', 'interval', 'budget', '--out', tmp_path / 'out')[0] == 0
+    assert run('benchmark', *args, '--policy', 'interval', 'budget', '--out', tmp_path / 'out')[0] == 0
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {'latency.csv', 'latency.md', 'latency.png'}
     lines = list(csv.DictReader((tmp_path / 'out' / 'latency.csv').open()))
     assert [line['sites'] for line in lines[::5]] == ['policy=interval every=4', 'policy=budget every=4']
@@ -133,6 +133,6 @@ def test_tool_measures_and_refuses(tmp_path):
         (['--cfg-options', 'model.backbone.repl=None'], 'replaces nothing: give one with repl'),
         (['--device', 'nix'], 'cannot use --device nix'),
     ):
-        code, stderr = run('benchmark.py', *args, *change, '--out', tmp_path / 'no')
+        code, _, stderr = run('benchmark', *args, *change, '--out', tmp_path / 'no')
         assert (code, expected in stderr) == (2, True), stderr
         assert not (tmp_path / 'no').exists()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_helpers import run
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from test_tools import run
 
 from repl_mm.analysis.cost import count_cost
 from repl_mm.benchmark import plan as planning
@@ -187,8 +187,8 @@ def printed(monkeypatch):
 
 @pytest.mark.parametrize('path', [RESNET, CONFIGS / 'demo/resnet32-repl_digits.py'])
 def test_tool_prints_a_line_that_builds(printed, path, tmp_path):
-    code, stderr = run(
-        'plan.py', path, '--save-memory', '2%', '--size', '32', '32', '--batch-size', '8', '--seconds', '0'
+    code, _, stderr = run(
+        'plan', path, '--save-memory', '2%', '--size', '32', '32', '--batch-size', '8', '--seconds', '0'
     )
     assert (code, stderr) == (0, '')
     (line,) = [line for line in printed if line.startswith('model = dict(')]
@@ -201,8 +201,8 @@ def test_tool_prints_a_line_that_builds(printed, path, tmp_path):
 
 
 def test_tool_says_what_is_out_of_reach(printed):
-    code, stderr = run(
-        'plan.py', RESNET, '--save-memory', '95%', '--size', '32', '32', '--batch-size', '2', '--seconds', '0'
+    code, _, stderr = run(
+        'plan', RESNET, '--save-memory', '95%', '--size', '32', '32', '--batch-size', '2', '--seconds', '0'
     )
     assert (code, stderr) == (0, '')
     assert any(line.startswith('Not reached. memory: 95.0 % asked') for line in printed)
@@ -221,5 +221,5 @@ def test_tool_says_what_is_out_of_reach(printed):
     ],
 )
 def test_tool_refuses_what_is_unclear(arguments, message):
-    code, stderr = run('plan.py', RESNET, *arguments)
+    code, _, stderr = run('plan', RESNET, *arguments)
     assert (code, message in stderr) == (2, True)

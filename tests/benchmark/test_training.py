@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_helpers import run
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from test_tools import run
 
 from repl_mm.analysis.cost import count_cost
 from repl_mm.analysis.tables import as_csv
@@ -214,8 +214,8 @@ def test_every_published_row_has_its_config():
 
 
 def test_tool_writes_tables_and_a_picture(tmp_path):
-    code, stderr = run(
-        'benchmark.py', 'train', RESNET, '--variant', 'RepL, half', 'RepL + AC', '--size', '32', '32',
+    code, _, stderr = run(
+        'benchmark', 'train', RESNET, '--variant', 'RepL, half', 'RepL + AC', '--size', '32', '32',
         '--batch-size', '2', '4', '--seconds', '0', '--out', tmp_path,
     )  # fmt: skip
     assert (code, stderr) == (0, '')
@@ -231,16 +231,16 @@ def test_tool_writes_tables_and_a_picture(tmp_path):
 
 
 def test_tool_refuses_what_is_unclear(tmp_path):
-    code, stderr = run('benchmark.py', 'train', '--out', tmp_path)
+    code, _, stderr = run('benchmark', 'train', '--out', tmp_path)
     assert (code, 'give either configs, or one of --quick and --full' in stderr) == (2, True)
-    code, stderr = run('benchmark.py', 'train', RESNET, '--quick', '--out', tmp_path)
+    code, _, stderr = run('benchmark', 'train', RESNET, '--quick', '--out', tmp_path)
     assert (code, 'give either configs, or one of --quick and --full' in stderr) == (2, True)
-    code, stderr = run('benchmark.py', 'train', RESNET, '--variant', 'E2E', 'nothing', '--out', tmp_path)
+    code, _, stderr = run('benchmark', 'train', RESNET, '--variant', 'E2E', 'nothing', '--out', tmp_path)
     assert (code, "unknown variant 'nothing': choose out of 'E2E', 'drop, interval'" in stderr) == (2, True)
-    code, stderr = run('benchmark.py', 'train', RESNET, '--backend', 'bf16', '--out', tmp_path)
+    code, _, stderr = run('benchmark', 'train', RESNET, '--backend', 'bf16', '--out', tmp_path)
     assert (code, "is not for training: take 'amp'" in stderr) == (2, True)
     (tmp_path / 'file').touch()
-    code, stderr = run('benchmark.py', 'train', RESNET, '--out', tmp_path / 'file')
+    code, _, stderr = run('benchmark', 'train', RESNET, '--out', tmp_path / 'file')
     assert (code, f'--out is a folder, and {tmp_path / "file"} is a file' in stderr) == (2, True)
 
 

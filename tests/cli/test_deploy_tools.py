@@ -13,12 +13,8 @@ from unittest import mock
 import numpy as np
 import onnx
 import pytest
-from test_tools import CLASSIFIER, run
-
-import repl_mm.compat
-
-# isort: split
 import torch
+from cli_helpers import CLASSIFIER, run
 from helpers import randomise
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -151,8 +147,8 @@ def test_check_sees_another_network():
 
 def test_tool_writes_what_scores_the_same(trained, tmp_path):
     out = tmp_path / 'out'
-    code, stderr = run(
-        'deploy.py', trained / 'net.py', trained / 'net.pth', out, '--fuse-all', '--format', 'onnx', 'torch'
+    code, _, stderr = run(
+        'deploy', trained / 'net.py', trained / 'net.pth', out, '--fuse-all', '--format', 'onnx', 'torch'
     )
     assert (code, stderr) == (0, '')
     names = {path.name for path in out.iterdir()}
@@ -164,7 +160,7 @@ def test_tool_writes_what_scores_the_same(trained, tmp_path):
         (out / 'net_deployed.py', out / 'net_deployed.safetensors'),
     ):
         pkl = tmp_path / f'{len(predictions)}.pkl'
-        assert run('test.py', config, weights, '--work-dir', tmp_path / 'work', '--out', pkl)[0] == 0
+        assert run('test', config, weights, '--work-dir', tmp_path / 'work', '--out', pkl)[0] == 0
         predictions.append(pickle.loads(pkl.read_bytes()))
     for written in predictions[1:]:
         for one, other in zip(predictions[0], written, strict=True):
@@ -177,9 +173,9 @@ def test_tool_writes_what_scores_the_same(trained, tmp_path):
     expected = deploy(model, fuse_all=True).state_dict()
     assert all(torch.equal(content['state_dict'][key], value) for key, value in expected.items())
     # What is deployed is not deployed again, by config or by checkpoint.
-    code, stderr = run('deploy.py', out / 'net_deployed.py', out / 'net_deployed.pth', tmp_path / 'again')
+    code, _, stderr = run('deploy', out / 'net_deployed.py', out / 'net_deployed.pth', tmp_path / 'again')
     assert (code, 'net_deployed.py is deployed already' in stderr) == (2, True)
-    code, stderr = run('deploy.py', trained / 'net.py', out / 'net_deployed.pth', tmp_path / 'again')
+    code, _, stderr = run('deploy', trained / 'net.py', out / 'net_deployed.pth', tmp_path / 'again')
     assert (code, 'the checkpoint has a block with folded norms at layer1.0' in stderr) == (2, True), stderr
     assert not (tmp_path / 'again').exists()
 
@@ -198,7 +194,7 @@ def test_tool_takes_the_average_unless_told_otherwise(flag, trained, tmp_path):
     checkpoint = {'state_dict': model.state_dict(), 'ema_state_dict': average.state_dict()}
     EMAHook()._swap_ema_state_dict(checkpoint)
     torch.save(checkpoint, tmp_path / 'ema.pth')
-    assert run('deploy.py', trained / 'net.py', tmp_path / 'ema.pth', tmp_path / 'out', *flag)[0] == 0
+    assert run('deploy', trained / 'net.py', tmp_path / 'ema.pth', tmp_path / 'out', *flag)[0] == 0
     written = torch.load(tmp_path / 'out' / 'net_deployed.pth', weights_only=True)['state_dict']
     expected, other = (deploy(m).state_dict() for m in ((raw, averaged) if flag else (averaged, raw)))
     assert all(torch.equal(written[key], value) for key, value in expected.items())
@@ -272,7 +268,7 @@ BAD = [
 def test_bad_input_leaves_nothing(make, expected, trained, tmp_path):
     args = make(trained, tmp_path)
     before = sorted(tmp_path.rglob('*'))
-    code, stderr = run('deploy.py', *args)
+    code, _, stderr = run('deploy', *args)
     assert code == 2
     assert expected in stderr.splitlines()[-1]
     assert 'Traceback' not in stderr
@@ -288,7 +284,7 @@ def test_a_model_that_differs_is_not_written(trained, tmp_path):
         return static
 
     with mock.patch.object(ComputingBasicBlock, 'fuse', wrong):
-        code, stderr = run('deploy.py', trained / 'net.py', trained / 'net.pth', tmp_path / 'out')
+        code, _, stderr = run('deploy', trained / 'net.py', trained / 'net.pth', tmp_path / 'out')
     assert code == 2
     assert 'the static model does not equal the trained one' in stderr
     assert list(tmp_path.iterdir()) == []
@@ -299,7 +295,7 @@ def test_a_full_disk_leaves_nothing(trained, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        code, stderr = run('deploy.py', trained / 'net.py', trained / 'net.pth', tmp_path / 'out')
+        code, _, stderr = run('deploy', trained / 'net.py', trained / 'net.pth', tmp_path / 'out')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, 'file too large' in stderr) == (2, True)
@@ -356,15 +352,15 @@ def test_quantize_tool_scores_a_run(text, tmp_path, monkeypatch):
     (folder / 'net.py').write_text(text)
     torch.save(build(Config.fromfile(folder / 'net.py')).state_dict(), folder / 'epoch_1.pth')
     (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
-    code, stderr = run('quantize.py', folder, '--out', tmp_path / 'out', '--calibration', '40')
+    code, _, stderr = run('quantize', folder, '--out', tmp_path / 'out', '--calibration', '40')
     assert code == 0, stderr
     results = json.loads((tmp_path / 'out' / 'quantization.json').read_text())['run']
     assert list(results) == ['FP32', 'INT8, torchao', 'INT8, onnxruntime']
-    assert run('test.py', folder / 'net.py', folder / 'epoch_1.pth', '--work-dir', tmp_path / 'work')[0] == 0
+    assert run('test', folder / 'net.py', folder / 'epoch_1.pth', '--work-dir', tmp_path / 'work')[0] == 0
     [log] = (tmp_path / 'work').glob('*/*.json')
     assert results['FP32']['accuracy/top1'] == json.loads(log.read_text())['accuracy/top1']
     assert [scores['images/s'] for scores in results.values()] == [16.0] * 3
     table = (tmp_path / 'out' / 'quantization.md').read_text()
     assert f'| run | Top-1 accuracy (%) | {results["FP32"]["accuracy/top1"]:.2f} |' in table
-    code, stderr = run('quantize.py', tmp_path, '--out', tmp_path / 'out')
+    code, _, stderr = run('quantize', tmp_path, '--out', tmp_path / 'out')
     assert (code, 'holds no checkpoint' in stderr) == (2, True)

@@ -3,12 +3,11 @@
 Oracles: the sites of the paper's rule; the same model built under the same seed.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from cli_helpers import run
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import set_random_seed
@@ -17,33 +16,29 @@ ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / 'configs' / 'demo' / 'resnet32_digits.py'
 
 
-def run(tool: str, *args: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / 'tools' / tool, *map(str, args)], capture_output=True, text=True)
-
-
 def test_sites_are_shown_with_their_neighbours():
-    done = run('sites.py', ROOT / 'configs' / 'demo' / 'resnet32-repl_digits.py')
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if 'ComputingBasicBlock' in line]
+    done = run('sites', ROOT / 'configs' / 'demo' / 'resnet32-repl_digits.py')
+    assert done.code == 0, done.err
+    lines = [line for line in done.out.splitlines() if 'ComputingBasicBlock' in line]
     # Block 4 of 5 in every stage; 4 C parameters for C = 16, 32, 64 (Eq. 44).
     for line, stage, parameters in zip(lines, (1, 2, 3), (64, 128, 256), strict=True):
         assert line.replace('│', ' ').split() == [
             f'layer{stage}.3', f'({stage - 1},', '3)', 'ComputingBasicBlock', str(parameters),
             f'layer{stage}.2', f'layer{stage}.4',
         ]  # fmt: skip
-    assert done.stdout.count('■ ■ ■ □ ■') == 3
+    assert done.out.count('■ ■ ■ □ ■') == 3
 
 
-def test_a_config_without_sites_is_a_sentence():
-    done = run('sites.py', DIGITS)
-    assert done.returncode == 2
-    assert 'replaces nothing' in done.stderr
-    assert 'Traceback' not in done.stderr
+def test_a_config_without_sites_is_refused():
+    done = run('sites', DIGITS)
+    assert done.code == 2
+    assert 'replaces nothing' in done.err
+    assert 'Traceback' not in done.err
 
 
 def test_a_seed_checkpoint_is_the_model_as_it_starts(tmp_path):
-    done = run('seed_checkpoint.py', DIGITS, tmp_path / 'new' / 'seed.pth')
-    assert done.returncode == 0, done.stderr
+    done = run('seed_checkpoint', DIGITS, tmp_path / 'new' / 'seed.pth')
+    assert done.code == 0, done.err
     written = torch.load(tmp_path / 'new' / 'seed.pth', weights_only=True)['state_dict']
     set_random_seed(0)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -55,9 +50,9 @@ def test_a_seed_checkpoint_is_the_model_as_it_starts(tmp_path):
 
 
 @pytest.mark.parametrize('out', ['.', '/proc/seed.pth'])
-def test_a_seed_checkpoint_that_cannot_be_written_is_a_sentence(out, tmp_path):
-    done = run('seed_checkpoint.py', DIGITS, tmp_path / out)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith('error: ')
-    assert 'Traceback' not in done.stderr
+def test_a_seed_checkpoint_that_cannot_be_written_is_refused(out, tmp_path):
+    done = run('seed_checkpoint', DIGITS, tmp_path / out)
+    assert done.code == 2
+    assert done.err.strip().splitlines()[-1].startswith('error: ')
+    assert 'Traceback' not in done.err
     assert list(tmp_path.iterdir()) == []

@@ -1,70 +1,36 @@
 """Contract: training and testing from the command line.
 
 A resumed run ends at the same weights as an uninterrupted one, a test repeats the last validation, and every
-bad input ends in one sentence and exit code 2, before training and without a traceback.
+bad input ends in a one-line message and exit code 2, before training and without a traceback.
 """
 
 import contextlib
-import io
 import itertools
 import json
-import os
 import pickle
 import re
-import runpy
 import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
-
-import repl_mm.cli.common
-from repl_mm.cli.common import exit_on_user_error, load_config
-
-# isort: split
 import torch
+from cli_helpers import CLASSIFIER, run
+from mmengine.config import Config
 from mmengine.hooks import LoggerHook
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+import repl_mm.cli.config
+from repl_mm.cli.common import exit_on_user_error
+from repl_mm.cli.config import load_config
+
 NUMBERS = itertools.count()
 TOOLS = Path(__file__).parents[2] / 'tools'
-CLASSIFIER = """
-default_scope = 'mmpretrain'
-data_preprocessor = dict(num_classes=10, mean=[78.0] * 3, std=[96.0] * 3, to_rgb=False)
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=8),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
-)
-train_dataloader = dict(
-    batch_size=16,
-    num_workers=0,
-    dataset=dict(type='repl_mm.Digits', split='train', indices=96, pipeline=[dict(type='PackInputs')]),
-    sampler=dict(type='DefaultSampler', shuffle=True),
-)
-val_dataloader = dict(
-    batch_size=5,
-    num_workers=0,
-    dataset=dict(type='repl_mm.Digits', split='val', indices=25, pipeline=[dict(type='PackInputs')]),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-)
-test_dataloader = val_dataloader
-val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1,))
-train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
-param_scheduler = dict(type='ExponentialLR', gamma=0.5, by_epoch=True)
-default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
-randomness = dict(seed=0)
-"""
 DETECTOR = """
 default_scope = 'mmdet'
 _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
@@ -111,23 +77,6 @@ tta_pipeline = [pipeline[0], dict(type='TestTimeAug', transforms=[flips, pipelin
 """
 
 
-def run(tool, *args):
-    """Run a tool in this process: its exit code, and what it wrote to stderr."""
-    stderr = io.StringIO()
-    with (
-        mock.patch.object(sys, 'argv', [tool, *map(str, args)]),
-        mock.patch.dict(os.environ),
-        DefaultScope.overwrite_default_scope('mmengine'),
-        contextlib.redirect_stderr(stderr),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        try:
-            runpy.run_path(str(TOOLS / tool), run_name='__main__')
-        except SystemExit as end:
-            return end.code, stderr.getvalue()
-    return 0, stderr.getvalue()
-
-
 @pytest.fixture
 def write(tmp_path):
     """Write a config. Each has a name of its own, as mmengine keeps what it built under the config's name."""
@@ -153,7 +102,7 @@ def trained(tmp_path_factory):
         config = folder / f'{name}.py'
         config.write_text(CLASSIFIER)
         with contextlib.nullcontext() if resume else mock.patch.object(LoggerHook, 'before_train_epoch', interrupt):
-            code, stderr = run('train.py', config, '--work-dir', folder, *resume)
+            code, _, stderr = run('train', config, '--work-dir', folder, *resume)
         if not resume:
             last = 'interrupted: run again with --resume to continue from the last checkpoint'
             assert (code, stderr.splitlines()[-1]) == (130, last)
@@ -169,7 +118,7 @@ def logged(folder, key):
 
 
 def test_resumed_run_equals_uninterrupted_one(trained, write, tmp_path):
-    assert run('train.py', write(), '--work-dir', tmp_path)[0] == 0
+    assert run('train', write(), '--work-dir', tmp_path)[0] == 0
     states = [torch.load(f / 'epoch_2.pth', weights_only=False)['state_dict'] for f in (trained, tmp_path)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
     assert states[0].keys() == states[1].keys()
@@ -180,8 +129,8 @@ def test_resumed_run_equals_uninterrupted_one(trained, write, tmp_path):
 def test_test_repeats_the_last_validation(trained, write, tmp_path):
     """Oracle for the accuracy: scikit-learn's labels and NumPy."""
     out, pictures = tmp_path / 'new' / 'out.pkl', tmp_path / 'pictures'
-    code, _ = run(
-        'test.py', write(), trained / 'epoch_2.pth', '--work-dir', tmp_path, '--out', out, '--show-dir', pictures
+    code, *_ = run(
+        'test', write(), trained / 'epoch_2.pth', '--work-dir', tmp_path, '--out', out, '--show-dir', pictures
     )
     assert code == 0
     metrics = json.loads(next(tmp_path.glob('2*/2*.json')).read_text())
@@ -217,25 +166,25 @@ def scenes(tmp_path_factory):
 )
 def test_predictions_and_pictures_of_detection_and_segmentation(text, pictures, scenes, write, tmp_path):
     config = write(text.replace('{data}', str(scenes)))
-    parsed = repl_mm.cli.common.Config.fromfile(config)
+    parsed = Config.fromfile(config)
     with MODELS.switch_scope_and_registry(parsed.default_scope) as registry:
         torch.save(registry.build(parsed.model).state_dict(), tmp_path / 'weights.pth')
     out, shown = tmp_path / 'out.pkl', tmp_path / 'shown'
     arguments = config, tmp_path / 'weights.pth', '--work-dir', tmp_path
-    assert run('test.py', *arguments, '--out', out, '--show-dir', shown)[0] == 0
+    assert run('test', *arguments, '--out', out, '--show-dir', shown)[0] == 0
     predictions = pickle.loads(out.read_bytes())
     assert [Path(prediction['img_path']).name for prediction in predictions] == ['0.png', '1.png', '2.png']
     assert all('seg_logits' not in prediction for prediction in predictions)
     assert all((shown / pictures.format(i=i, n=i + 1)).exists() for i in range(3))
-    code, stderr = run('test.py', *arguments, '--tta')
+    code, _, stderr = run('test', *arguments, '--tta')
     assert (code, 'tta_model' in stderr) == ((2, True) if text is DETECTOR else (0, False))
-    code, stderr = run('test.py', *arguments, '--amp')
+    code, _, stderr = run('test', *arguments, '--amp')
     assert (code, 'bfloat16' in stderr) == ((2, True) if text is DETECTOR else (0, False))
 
 
 def test_mixed_precision_on_a_cpu(trained, write, tmp_path):
     """Training and testing in bfloat16 stay near float32, and are not float32; the weights are."""
-    assert run('train.py', write(), '--work-dir', tmp_path, '--amp', '--cfg-options', 'train_cfg.max_epochs=1')[0] == 0
+    assert run('train', write(), '--work-dir', tmp_path, '--amp', '--cfg-options', 'train_cfg.max_epochs=1')[0] == 0
     losses = np.array([logged(folder, 'loss')[:3] for folder in (trained, tmp_path)])
     assert np.all(losses[0] != losses[1])
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
@@ -245,7 +194,7 @@ def test_mixed_precision_on_a_cpu(trained, write, tmp_path):
     scores = []
     for amp in ([], ['--amp']):
         out = tmp_path / f'out{len(amp)}.pkl'
-        assert run('test.py', write(), trained / 'epoch_2.pth', '--work-dir', tmp_path, '--out', out, *amp)[0] == 0
+        assert run('test', write(), trained / 'epoch_2.pth', '--work-dir', tmp_path, '--out', out, *amp)[0] == 0
         scores.append(torch.stack([prediction['pred_score'].float() for prediction in pickle.loads(out.read_bytes())]))
     assert not torch.equal(*scores)
     torch.testing.assert_close(*scores, atol=0.02, rtol=0)
@@ -257,32 +206,32 @@ runner_type, strategy = 'FlexibleRunner', dict(type='repl_mm.FSDPStrategy')
 CUSTOM_AVERAGE = "custom_hooks = [dict(type='EMAHook')]\n"
 DEFAULT_AVERAGE = "default_hooks = dict(ema=dict(type='EMAHook'))\n"
 EARLY = [
-    ('train.py', ['missing.py'], 'cannot read the config missing.py: No such file'),
-    ('train.py', ['x = ('], r"cannot read the config .*'\(' was never closed"),
-    ('train.py', ['x = 1 / 0'], 'cannot read the config .*division by zero'),
-    ('train.py', ["_base_ = 'mmnix::a/b.py'"], 'cannot read the config .*mmnix'),
-    ('train.py', ["custom_imports = dict(imports=['nix'])"], r"custom modules from \{'imports': \['nix'\]\}$"),
-    ('train.py', ['x = 1'], 'lacks model, train_dataloader, train_cfg, optim_wrapper'),
-    ('train.py', [CLASSIFIER, '--cfg-options', 'epochs'], "takes KEY=VALUE pairs .*got 'epochs'"),
-    ('train.py', [CLASSIFIER, '--cfg-options', 'model.type.x=1'], 'cannot apply --cfg-options: .*type'),
-    ('train.py', [CLASSIFIER, '--cfg-options', 'runner_type=FlexibleRunner'], "runner_type 'FlexibleRunner'"),
-    ('train.py', [CLASSIFIER + SHARDED + CUSTOM_AVERAGE], "an EMAHook .* a sharded one can't be"),
-    ('train.py', [CLASSIFIER + SHARDED + DEFAULT_AVERAGE], "an EMAHook .* a sharded one can't be"),
-    ('train.py', [CLASSIFIER, '--resume', 'missing.pth'], 'there is no checkpoint missing.pth'),
-    ('train.py', [CLASSIFIER, '--resume', __file__], 'test_tools.py is not a checkpoint'),
-    ('train.py', [CLASSIFIER, '--auto-scale-lr'], 'needs auto_scale_lr.base_batch_size'),
-    ('train.py', [CLASSIFIER, '--amp', '--cfg-options', 'optim_wrapper.type=Nix'], "--amp needs .*'Nix'"),
-    ('train.py', [CLASSIFIER, '--launcher', 'pytorch'], 'torchrun started'),
-    ('test.py', [CLASSIFIER, 'missing.pth'], 'there is no checkpoint missing.pth'),
-    ('test.py', [CLASSIFIER, __file__], 'test_tools.py is not a checkpoint'),
-    ('test.py', [CLASSIFIER, 'any.pth', '--out', 'x.json'], "ends in .pkl, got 'x.json'"),
+    ('train', ['missing.py'], 'cannot read the config missing.py: No such file'),
+    ('train', ['x = ('], r"cannot read the config .*'\(' was never closed"),
+    ('train', ['x = 1 / 0'], 'cannot read the config .*division by zero'),
+    ('train', ["_base_ = 'mmnix::a/b.py'"], 'cannot read the config .*mmnix'),
+    ('train', ["custom_imports = dict(imports=['nix'])"], r"custom modules from \{'imports': \['nix'\]\}$"),
+    ('train', ['x = 1'], 'lacks model, train_dataloader, train_cfg, optim_wrapper'),
+    ('train', [CLASSIFIER, '--cfg-options', 'epochs'], "takes KEY=VALUE pairs .*got 'epochs'"),
+    ('train', [CLASSIFIER, '--cfg-options', 'model.type.x=1'], 'cannot apply --cfg-options: .*type'),
+    ('train', [CLASSIFIER, '--cfg-options', 'runner_type=FlexibleRunner'], "runner_type 'FlexibleRunner'"),
+    ('train', [CLASSIFIER + SHARDED + CUSTOM_AVERAGE], "an EMAHook .* a sharded one can't be"),
+    ('train', [CLASSIFIER + SHARDED + DEFAULT_AVERAGE], "an EMAHook .* a sharded one can't be"),
+    ('train', [CLASSIFIER, '--resume', 'missing.pth'], 'there is no checkpoint missing.pth'),
+    ('train', [CLASSIFIER, '--resume', __file__], 'test_tools.py is not a checkpoint'),
+    ('train', [CLASSIFIER, '--auto-scale-lr'], 'needs auto_scale_lr.base_batch_size'),
+    ('train', [CLASSIFIER, '--amp', '--cfg-options', 'optim_wrapper.type=Nix'], "--amp needs .*'Nix'"),
+    ('train', [CLASSIFIER, '--launcher', 'pytorch'], 'torchrun started'),
+    ('test', [CLASSIFIER, 'missing.pth'], 'there is no checkpoint missing.pth'),
+    ('test', [CLASSIFIER, __file__], 'test_tools.py is not a checkpoint'),
+    ('test', [CLASSIFIER, 'any.pth', '--out', 'x.json'], "ends in .pkl, got 'x.json'"),
 ]
 
 
 @pytest.mark.parametrize(('tool', 'args', 'expected'), EARLY)
 def test_bad_input_leaves_nothing_behind(tool, args, expected, write, tmp_path):
     config = args[0] if args[0].endswith('.py') else write(args[0])
-    code, stderr = run(tool, config, *args[1:], '--work-dir', tmp_path / 'work')
+    code, _, stderr = run(tool, config, *args[1:], '--work-dir', tmp_path / 'work')
     assert code == 2
     assert 'error: ' in stderr.splitlines()[-1]
     assert re.search(expected, stderr.splitlines()[-1])
@@ -310,18 +259,18 @@ WHILE_BUILDING = [
 
 
 @pytest.mark.parametrize(('change', 'expected'), WHILE_BUILDING)
-def test_bad_config_is_one_sentence(change, expected, write, tmp_path):
-    code, stderr = run('train.py', write(CLASSIFIER + change), '--work-dir', tmp_path / 'work')
+def test_bad_config_is_one_line(change, expected, write, tmp_path):
+    code, _, stderr = run('train', write(CLASSIFIER + change), '--work-dir', tmp_path / 'work')
     assert code == 2
     assert re.search('^error: .*' + expected, stderr.splitlines()[-1])
     assert not list(tmp_path.glob('work/*.pth'))
 
 
-def test_data_that_is_missing_in_a_loader_worker_is_one_sentence(write, tmp_path):
+def test_data_that_is_missing_in_a_loader_worker_is_one_line(write, tmp_path):
     (tmp_path / 'list.txt').write_text('missing.png 0\n')
     dataset = f"dict(type='CustomDataset', data_prefix='/nix', ann_file='{tmp_path}/list.txt', pipeline=[dict(type="
     text = f"{CLASSIFIER}train_dataloader.update(num_workers=1, dataset={dataset}'LoadImageFromFile')]))\n"
-    code, stderr = run('train.py', write(text), '--work-dir', tmp_path / 'work')
+    code, _, stderr = run('train', write(text), '--work-dir', tmp_path / 'work')
     assert code == 2
     assert stderr.splitlines()[-1].endswith("No such file or directory: '/nix/missing.png'")
 
@@ -340,16 +289,16 @@ def test_checkpoint_that_does_not_fit(change, expected, trained, write, tmp_path
     checkpoint = torch.load(trained / 'epoch_2.pth', weights_only=False)
     change(checkpoint['state_dict'])
     torch.save(checkpoint, tmp_path / 'bad.pth')
-    for tool, args in (('test.py', [tmp_path / 'bad.pth']), ('train.py', ['--resume', tmp_path / 'bad.pth'])):
-        code, stderr = run(tool, write(), *args, '--work-dir', tmp_path / 'work')
+    for tool, args in (('test', [tmp_path / 'bad.pth']), ('train', ['--resume', tmp_path / 'bad.pth'])):
+        code, _, stderr = run(tool, write(), *args, '--work-dir', tmp_path / 'work')
         assert code == 2
         assert re.search('error: the checkpoint .*bad.pth does not fit the model.*' + expected, stderr)
 
 
 def test_bare_weights_can_be_tested_but_not_resumed(trained, write, tmp_path):
     torch.save(torch.load(trained / 'epoch_2.pth', weights_only=False)['state_dict'], tmp_path / 'bare.pth')
-    assert run('test.py', write(), tmp_path / 'bare.pth', '--work-dir', tmp_path / 'work')[0] == 0
-    code, stderr = run('train.py', write(), '--resume', tmp_path / 'bare.pth', '--work-dir', tmp_path / 'work')
+    assert run('test', write(), tmp_path / 'bare.pth', '--work-dir', tmp_path / 'work')[0] == 0
+    code, _, stderr = run('train', write(), '--resume', tmp_path / 'bare.pth', '--work-dir', tmp_path / 'work')
     assert code == 2
     assert f'bare.pth holds weights alone: start from them with --cfg-options load_from={tmp_path}' in stderr
 
@@ -357,21 +306,21 @@ def test_bare_weights_can_be_tested_but_not_resumed(trained, write, tmp_path):
 def test_learning_rate_scales_with_the_batch_size(write, tmp_path):
     """By hand: 16 images a step instead of 64 make 0.05 a quarter."""
     text = CLASSIFIER + 'auto_scale_lr = dict(base_batch_size=64)\ntrain_cfg.update(max_epochs=1)\n'
-    assert run('train.py', write(text), '--work-dir', tmp_path, '--auto-scale-lr')[0] == 0
+    assert run('train', write(text), '--work-dir', tmp_path, '--auto-scale-lr')[0] == 0
     assert logged(tmp_path, 'lr') == [0.0125] * 6
 
 
 def test_mmpretrain_configs_get_the_loader_of_its_own_tools(write):
     """Read off mmpretrain's tools/train.py; persistent workers need workers."""
-    args = mock.Mock(config=write(), local_rank=0, launcher='none', cfg_options={}, work_dir=None)
+    args = mock.Mock(config=write(), local_rank=0, launcher='none', cfg_options=[], work_dir=None)
     config = load_config(args, sections=())
     assert (config.train_dataloader.collate_fn, config.train_dataloader.persistent_workers) == (
         dict(type='default_collate'),
         False,
     )
-    args.cfg_options = {'train_dataloader.num_workers': 2, 'default_scope': 'mmpretrain'}
+    args.cfg_options = ['train_dataloader.num_workers=2', 'default_scope=mmpretrain']
     assert load_config(args, sections=()).train_dataloader.persistent_workers
-    args.cfg_options = {'default_scope': 'mmdet'}
+    args.cfg_options = ['default_scope=mmdet']
     assert 'collate_fn' not in load_config(args, sections=()).train_dataloader
 
 
@@ -384,10 +333,10 @@ def test_mmpretrain_configs_get_the_loader_of_its_own_tools(write):
 )
 def test_launch_that_the_machine_cannot_run(gpus, launcher, expected, write, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-    monkeypatch.setattr(repl_mm.cli.common, 'get_device', lambda: 'cuda' if gpus else 'cpu')
+    monkeypatch.setattr(repl_mm.cli.config, 'get_device', lambda: 'cuda' if gpus else 'cpu')
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
-    code, stderr = run('train.py', write(), '--launcher', launcher, '--work-dir', tmp_path / 'work')
+    code, _, stderr = run('train', write(), '--launcher', launcher, '--work-dir', tmp_path / 'work')
     assert code == 2
     assert re.search('error: ' + expected, stderr)
     assert not (tmp_path / 'work').exists()
@@ -397,7 +346,7 @@ def test_bugs_keep_their_traceback(write, tmp_path, monkeypatch):
     for error in (AttributeError('bug'), KeyError('bug')):
         monkeypatch.setattr(Runner, 'train', mock.Mock(side_effect=error))
         with pytest.raises(type(error), match='bug'):
-            run('train.py', write(), '--work-dir', tmp_path)
+            run('train', write(), '--work-dir', tmp_path)
 
 
 def test_other_processes_give_the_first_one_time_to_speak(capsys, monkeypatch):

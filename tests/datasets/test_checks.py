@@ -14,16 +14,12 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
-
-import repl_mm.compat  # noqa: F401
-
-# isort: split
-import cv2
 from mmdet.datasets import CocoDataset
 from mmpretrain.datasets import CIFAR10
+from PIL import Image
 
 from repl_mm.datasets import integrity as published
 from repl_mm.datasets.checks import Problem, coco_annotations, is_truncated, label_problem

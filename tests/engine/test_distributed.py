@@ -13,16 +13,13 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from repl_mm.engine.cpu import GlooBatchNorm, synchronise_batch_norms
-
-# isort: split
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
 from repl_mm.backbones import ReplResNetCIFAR
+from repl_mm.engine.cpu import GlooBatchNorm, synchronise_batch_norms
 from repl_mm.surgery import check_links
 
 ROOT = Path(__file__).parents[2]

@@ -18,6 +18,7 @@ import mmengine.hooks
 import numpy as np
 import pytest
 import torch
+from cli_helpers import run
 from helpers import same
 from mmengine.dataset import InfiniteSampler
 from mmengine.evaluator import BaseMetric
@@ -27,7 +28,6 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS
 from mmengine.structures import BaseDataElement
 from mmpretrain.datasets.utils import extract_archive
-from test_tools import run
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -130,7 +130,7 @@ def train(tmp_path):
     def _train(name: str, *args, change: str = '') -> tuple[int, str, Path]:
         config = tmp_path / f'long{next(NUMBERS)}.py'
         config.write_text(CONFIG + change)
-        code, stderr = run('train.py', config, '--work-dir', tmp_path / name, *args)
+        code, _, stderr = run('train', config, '--work-dir', tmp_path / name, *args)
         return code, stderr.splitlines()[-1] if stderr else '', tmp_path / name
 
     return _train

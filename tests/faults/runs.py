@@ -1,7 +1,6 @@
 """Demo runs, small enough to be started a hundred times; each in a process that is forked with all imports done."""
 
 import os
-import runpy
 import signal
 import sys
 import threading
@@ -10,17 +9,17 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import repl_mm.backbones
-import repl_mm.backbones.neck
-import repl_mm.cli.common
-import repl_mm.datasets.checked
-import repl_mm.engine.files
-import repl_mm.engine.hooks
-
-# isort: split
 import mmseg.models  # noqa: F401
 import torch
 
+import repl_mm.backbones
+import repl_mm.backbones.neck
+import repl_mm.cli.config
+import repl_mm.cli.runner
+import repl_mm.cli.train
+import repl_mm.datasets.checked
+import repl_mm.engine.files
+import repl_mm.engine.hooks
 from repl_mm.engine.loops import ExactResumeMixin
 
 ROOT = Path(__file__).parents[2]
@@ -92,8 +91,7 @@ def _train(config: Path, work_dir: Path, args: tuple[str, ...], before: Callable
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of the tests
     torch.set_num_threads(1)  # a fork has lost the threads of its parent
     before()
-    sys.argv = ['train.py', str(config), '--work-dir', str(work_dir), *args]
-    runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    repl_mm.cli.train.main([str(config), '--work-dir', str(work_dir), *args])
 
 
 def output(work_dir: Path) -> str:

@@ -107,7 +107,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(run, tmp_path, s
 
 
 @pytest.mark.parametrize('checkpoint', [1, 2, 4])
-def test_a_full_disk_ends_the_run_with_a_word(run, checkpoint, tmp_path, survived):
+def test_a_full_disk_ends_the_run_with_a_message(run, checkpoint, tmp_path, survived):
     """The limit of a file's size stands in for the disk's; from the given checkpoint on there is no room."""
     config, work_dir = run / f'{TASK}.py', tmp_path / 'work'
 

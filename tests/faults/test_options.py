@@ -1,4 +1,4 @@
-"""Contract: whatever ``repl=dict(...)`` holds, the network is the one that it describes, or a sentence says why not.
+"""Contract: whatever ``repl=dict(...)`` holds, the network is the one that it describes, or a message says why not.
 
 Oracle: the rules of docs/method.md, written once more below without the code under test.
 """
@@ -144,7 +144,7 @@ def build(backbone, repl):
 
 
 @pytest.mark.parametrize('backbone', BLOCKS)
-def test_the_network_is_the_described_one_or_a_sentence(backbone, survived):
+def test_the_network_is_the_described_one_or_is_refused(backbone, survived):
     tried = []
 
     @settings(max_examples=EXAMPLES, database=None)

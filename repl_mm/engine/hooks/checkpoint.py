@@ -16,7 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from repl_mm.engine.files import remove_parts, write_atomic
+from repl_mm.engine.files import remove_parts, use_atomic_files, write_atomic
 from repl_mm.engine.loops import ExactResumeMixin
 from repl_mm.registry import HOOKS
 
@@ -48,6 +48,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     - A checkpoint also says where in the epoch it was written, and holds gradients that are not yet applied (gradient
       accumulation). With the loops of ``repl_mm.engine.loops`` a run resumed from it ends with the same weights, bit
       for bit.
+    - A checkpoint is there whole or not at all; from the hook's construction on this holds for all local files that
+      mmengine writes.
     - With ``max_keep_ckpts`` the oldest file goes when the new one is there, not before.
     - SIGTERM and SIGUSR1 (SLURM: preemption, ``--signal=USR1@120``) let all ranks save a checkpoint after the step
       that runs, or after the validation that runs, and exit with 128 + the number of the signal. With another loop
@@ -67,6 +69,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             if not isinstance(kwargs.get(name, 0), int):
                 raise ValueError(f'CheckpointHook takes a whole number as {name}, got {kwargs[name]!r}')
         super().__init__(**kwargs)
+        use_atomic_files()
         self._signal = 0
         self._handlers: dict[int, Any] = {}
         self._gradients: list[dict[str, Tensor]] = []

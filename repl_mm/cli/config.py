@@ -1,0 +1,127 @@
+"""The config of a tool, and whether this machine can run it."""
+
+import importlib.util
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.registry import MODELS, init_default_scope
+
+from repl_mm.engine.errors import explain
+from repl_mm.engine.install import install
+
+SHARDED = ('FlexibleRunner', 'repl_mm.FSDPStrategy')
+CALLED = ('type', 'constructor')  # keys of a config whose values mmengine looks up, in registries and beyond
+SCOPES = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'repl_mm')
+
+
+def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
+    """The config file of a tool, with the common arguments merged in.
+
+    Raises:
+        ValueError: A config that cannot be read or lacks a section, or a launch that cannot work.
+    """
+    install()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    check_launch(args.launcher)
+    # A config is Python code and may raise anything.
+    with explain(f'cannot read the config {args.config}', errors=Exception):
+        config = Config.fromfile(args.config)
+    with explain('cannot apply --cfg-options'):
+        options = _parse_options(args.cfg_options or [])
+        _require_registered(options)
+        config.merge_from_dict(options)
+    missing = [section for section in sections if config.get(section) is None]
+    if missing:
+        raise ValueError(f'the config {args.config} lacks {", ".join(missing)}: give a config of a whole experiment')
+    strategy = (config.get('strategy') or {}).get('type')
+    if (config.get('runner_type', 'Runner'), strategy) not in (('Runner', None), SHARDED):
+        raise ValueError(
+            f'runner_type {config.get("runner_type")!r} with strategy {strategy!r} is not supported: leave both out '
+            "or take 'FlexibleRunner' with 'repl_mm.FSDPStrategy'"
+        )
+    hooks = [*(config.get('custom_hooks') or []), *(config.get('default_hooks') or {}).values()]
+    types = [hook.get('type') for hook in hooks if isinstance(hook, Mapping)]
+    if strategy is not None and any(getattr(kind, '__name__', str(kind)).endswith('EMAHook') for kind in types):
+        raise ValueError("an EMAHook copies the network, and a sharded one can't be: leave out one of the two")
+    if strategy is not None and config.get('env_cfg') is None:
+        config.env_cfg = dict(dist_cfg=dict(backend='nccl'))  # the other runner's default
+    config.launcher = args.launcher
+    config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    if config.get('default_scope') == 'mmpretrain':
+        _complete_loaders(config)
+    return config
+
+
+def _parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """The values of KEY=VALUE pairs, as OpenMMLab's tools read them."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument('--cfg-options', nargs='*', action=DictAction, default={})
+    return parser.parse_args(['--cfg-options', *pairs]).cfg_options
+
+
+def _require_registered(options: Mapping[str, Any]) -> None:
+    """Let no option name a function of Python by its path: mmengine would import and call it."""
+    scopes = (*SCOPES, *MODELS.children)
+    for key, value in options.items():
+        last, name = key.rpartition('.')[2], str(value)
+        scope, dot, _ = name.rpartition('.')
+        is_module = not dot and name.isidentifier() and importlib.util.find_spec(name) is not None
+        if (
+            (last in CALLED and (is_module or (dot and scope not in scopes)))
+            or (last in ('default_scope', '_scope_') and name not in scopes)
+            or last in ('imports', 'custom_imports')
+        ):
+            raise ValueError(
+                f'{key} takes the name of a registered class, such as ResNet or mmdet.ResNet, or of a library, got '
+                f'{value!r}: what a config shall import stands in the config file'
+            )
+
+
+def load_scoped_config(args: Namespace, *, sections: Sequence[str]) -> Config:
+    """As :func:`load_config`, for a tool that needs no runner; the config's library becomes the default scope.
+
+    Raises:
+        ValueError: As there, or a config of another library.
+    """
+    config = load_config(args, sections=('default_scope', *sections))
+    scopes = ('mmpretrain', 'mmdet', 'mmseg')
+    if config.default_scope not in scopes:
+        raise ValueError(f'default_scope is one of {", ".join(scopes)}, got {config.default_scope!r}')
+    init_default_scope(config.default_scope)
+    return config
+
+
+def _complete_loaders(config: Config) -> None:
+    """Set what mmpretrain's own tools add to its configs."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if loader := config.get(name):
+            loader.setdefault('pin_memory', get_device() != 'cpu')
+            loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+
+
+def check_launch(launcher: str) -> None:
+    """Make sure that the processes of a distributed run can work on this machine.
+
+    Raises:
+        ValueError: No launcher started this process, or there are more processes than GPUs.
+    """
+    if launcher == 'none':
+        return
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ValueError('--launcher pytorch is for processes that torchrun started: use the dist_*.sh scripts')
+    if launcher != 'pytorch' and get_device() == 'cpu':
+        raise ValueError(f'--launcher {launcher} needs GPUs, and this machine has none: use --launcher pytorch')
+    size = dict(pytorch='LOCAL_WORLD_SIZE', slurm='SLURM_NTASKS_PER_NODE', mpi='OMPI_COMM_WORLD_LOCAL_SIZE')[launcher]
+    processes, gpus = int(os.environ.get(size, 1)), torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise ValueError(
+            f'{processes} processes were started on this machine, which has {gpus} GPU(s): start one for each GPU, '
+            'or set CUDA_VISIBLE_DEVICES=-1 to run them on the CPU'
+        )

@@ -1,0 +1,26 @@
+"""The one place that changes the host libraries, beside the operators that ``import repl_mm`` lets mmcv find."""
+
+from functools import cache
+
+from repl_mm.compat import keep_archives_inside, resolve_mmseg_configs
+from repl_mm.engine.checkpoints import restrict_loading
+from repl_mm.engine.cpu import use_cpu_amp
+from repl_mm.engine.files import use_atomic_files
+
+
+@cache
+def install() -> None:
+    """Let the host libraries do in this process what the command-line tools rely on, which call it first.
+
+    - Local files are there whole or not at all (:mod:`repl_mm.engine.files`).
+    - Checkpoints are read without running what they hold (:mod:`repl_mm.engine.checkpoints`).
+    - ``AmpOptimWrapper`` works on a machine without an accelerator (:mod:`repl_mm.engine.cpu`).
+    - ``_base_ = 'mmseg::...'`` is found, and archives unpack into their folder alone (:mod:`repl_mm.compat`).
+
+    Training with a host's own tools, ``repl_mm.CheckpointHook`` sees to the first by itself.
+    """
+    use_atomic_files()
+    restrict_loading()
+    use_cpu_amp()
+    resolve_mmseg_configs()
+    keep_archives_inside()
