@@ -97,6 +97,10 @@ def mix_channels(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Ten
     Returns:
         ``alpha[c] prev[c] / |prev[c]| + beta[c] next[c] / |next[c]|``, shape (C, ...).
     """
+    if not prev.is_contiguous() and prev.is_contiguous(memory_format=torch.channels_last):
+        # As rows of contiguous numbers nothing is copied, and the mix has the format of the sources.
+        prev, next = (source.permute(0, 2, 3, 1) for source in (prev, next))
+        return _mix_rows(alpha, prev, beta, next, (alpha.numel(), 1)).permute(0, 3, 1, 2)
     return _mix_rows(alpha, prev, beta, next, (alpha.numel(), 1))
 
 

@@ -30,8 +30,8 @@ VIT = dict(arch=dict(embed_dims=48, num_layers=6, num_heads=3, feedforward_chann
 VIT |= dict(out_type='featmap', out_indices=(2, 5))
 BACKBONES = {
     'BasicBlock': lambda **kw: ReplResNet(34, repl=EVERY, **kw),
-    'Bottleneck': lambda **kw: ReplResNet(101, repl=EVERY, **kw),
-    'grouped': lambda **kw: ReplResNeXt(depth=101, groups=32, base_width=4, repl=EVERY, **kw),
+    'Bottleneck': lambda **kw: ReplResNet(50, repl=dict(policy='interval', every=3), **kw),
+    'grouped': lambda **kw: ReplResNeXt(depth=50, groups=32, base_width=4, repl=dict(policy='interval', every=3), **kw),
     'dilated': lambda **kw: ReplResNetV1c(
         depth=50, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True, repl=EVERY, **kw
     ),
@@ -243,6 +243,17 @@ def test_what_cannot_be_deployed_is_said():
     blocks[2] = copy.deepcopy(blocks[2])
     with pytest.raises(ValueError, match='no longer part of the network'):
         deploy(model)
+
+
+@pytest.mark.parametrize('scale', [2.0**-40, 2.0**-10, 1.0, 2.0**20])
+def test_relative_difference_does_not_depend_on_the_scale(scale):
+    """By hand: 0.5 / 2 of the first tensor, 1.5 / 4 of the second; powers of two round nothing."""
+    reference = (torch.tensor([1.0, -2.0]), torch.tensor([4.0]))
+    ours = (torch.tensor([1.0, -2.5]), torch.tensor([2.5]))
+    assert relative_difference([scale * t for t in ours], [scale * t for t in reference]) == 0.375
+    # Each tensor by its own largest value, not by that of all.
+    assert relative_difference([scale * ours[0], ours[1]], [scale * reference[0], reference[1]]) == 0.375
+    assert relative_difference([scale * ours[0], reference[1]], [scale * reference[0], reference[1]]) == 0.25
 
 
 def test_relative_difference_sees_shapes_nan_and_the_largest():

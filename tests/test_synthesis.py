@@ -4,59 +4,43 @@ Oracles: 2 x 2 kernels worked out by hand; the plain formulas written with torch
 """
 
 import math
+from collections import Counter
 
+import oracles
 import pytest
 import torch
 
 from repl_mm import synthesis
+from repl_mm.benchmark.operators import OperatorCounter
 
 PREV = torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]], [[[0.0, 0.0], [6.0, 8.0]]]])  # rows of norm 5 and 10
 NEXT = torch.tensor([[[[0.0, 5.0], [12.0, 0.0]]], [[[1.0, 1.0], [1.0, 1.0]]]])  # rows of norm 13 and 2
-
-
-@pytest.fixture(autouse=True, params=[0, 2**18], ids=['large', 'small'])
-def large(request, monkeypatch):
-    """Every test for both ways to mix."""
-    monkeypatch.setattr(synthesis, 'LARGE', request.param)
 
 
 def double(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def rows(weight: torch.Tensor) -> torch.Tensor:
-    """Row normalisation, written out (Eq. 9)."""
-    flat = weight.detach().flatten(1)
-    return (flat / (flat.pow(2).sum(1, keepdim=True) + 1e-8).sqrt()).view(weight.shape)
-
-
-def plain_channels(alpha, prev, beta, next):
-    shape = (-1,) + (1,) * (prev.dim() - 1)
-    return alpha.view(shape) * rows(prev) + beta.view(shape) * rows(next)
-
-
-def plain_heads(alpha, prev, beta, next):
-    wide = lambda c: c.repeat_interleave(prev.size(1) // c.numel())  # noqa: E731
-    return wide(alpha) * rows(prev) + wide(beta) * rows(next)
-
-
-def plain_scalars(alpha, prev, beta, next):
-    return alpha * prev.detach() + beta * next.detach()
+def ours_of(mixed):
+    """One source a neighbour, for both ways to write a mix."""
+    if mixed is not synthesis.mix:
+        return mixed
+    return lambda alpha, prev, beta, next: synthesis.mix(alpha, (prev,), beta, (next,))[0]
 
 
 FORMS = {
-    'conv': (synthesis.mix_channels, plain_channels, (6, 4, 3, 3), 6),
-    'linear': (synthesis.mix_channels, plain_channels, (6, 12), 6),
-    'heads': (synthesis.mix_heads, plain_heads, (12, 12), 3),
-    'scalars': (synthesis.mix, plain_scalars, (12, 12), 1),
-    'scalar bias': (synthesis.mix, plain_scalars, (12,), 1),
+    'conv': (synthesis.mix_channels, oracles.channels, (6, 4, 3, 3), 6),
+    'linear': (synthesis.mix_channels, oracles.channels, (6, 12), 6),
+    'heads': (synthesis.mix_heads, oracles.heads, (12, 12), 3),
+    'scalars': (synthesis.mix, oracles.scalars, (12, 12), 1),
+    'scalar bias': (synthesis.mix, oracles.scalars, (12,), 1),
 }
 
 
 def sources(form):
     mixed, plain, shape, coefficients = FORMS[form]
     alpha, beta = double(coefficients).requires_grad_(), double(coefficients).requires_grad_()
-    return mixed, plain, alpha, double(*shape).requires_grad_(), beta, double(*shape).requires_grad_()
+    return ours_of(mixed), plain, alpha, double(*shape).requires_grad_(), beta, double(*shape).requires_grad_()
 
 
 def test_two_by_two_kernels_by_hand():
@@ -162,6 +146,59 @@ def test_channels_last_weights_give_the_same_weight_in_the_same_format():
     )
     assert last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(last, mixed(alpha, prev, beta, next))
+    grad = torch.randn_like(last)
+    grads = [
+        torch.autograd.grad(weight, (alpha, beta), grad, retain_graph=True)
+        for weight in (last, mixed(alpha, prev, beta, next))
+    ]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize('size', [1e-3, 1e-5, 1.0])
+def test_float16_weights_of_a_tiny_norm_do_not_underflow(size):
+    """The eps of Eq. 9 is 0 in float16; a row below its root must not become one of norm 1, nor NaN."""
+    prev, next = (torch.randn(6, 4, 3, 3).mul(size / 6).half() for _ in range(2))
+    prev[0] = 0
+    alpha, beta = (torch.randn(6).half() for _ in range(2))
+    weight = synthesis.mix_channels(alpha, prev, beta, next)
+    expected = oracles.channels(alpha.double(), prev.double(), beta.double(), next.double())
+    torch.testing.assert_close(weight.double(), expected, rtol=1e-2, atol=2e-3)
+    average = synthesis.average_normalised(prev.flatten(1), next.flatten(1))
+    expected = (oracles.rows(prev.double()) + oracles.rows(next.double())).flatten(1) / 2
+    torch.testing.assert_close(average.double(), expected, rtol=1e-2, atol=2e-3)
+
+
+def test_the_compilers_formula_is_the_same():
+    for form in FORMS:
+        mixed, _, *tensors = sources(form)
+        traced = torch.jit.trace(lambda *given, mixed=mixed: mixed(*given), tensors, check_trace=False)
+        torch.testing.assert_close(traced(*tensors), mixed(*tensors), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('form', 'forward', 'backward'),
+    # Roots and both sources, their norms; coefficients over norms; two products and a sum. Backward: both sources
+    # times the gradient, summed, over norms; where rows share coefficients, summed again.
+    [
+        ('conv', ['cat', 'linalg_vector_norm', 'stack', 'div', 'mul', 'addcmul_'], ['stack', 'mul_', 'sum', 'div']),
+        (
+            'heads',
+            ['cat', 'linalg_vector_norm', 'stack', 'div', 'mul', 'addcmul_'],
+            ['stack', 'mul_', 'sum', 'div', 'sum'],
+        ),
+        ('scalars', ['mul', 'addcmul_'], ['cat', 'cat', 'mul_', 'sum']),
+    ],
+)
+def test_operators_by_hand(form, forward, backward):
+    mixed, _, alpha, prev, beta, next = sources(form)
+    mixed(alpha, prev, beta, next)  # makes what is made once
+    with OperatorCounter() as counter:
+        weight = mixed(alpha, prev, beta, next)
+    assert counter.counts == Counter(forward)
+    grad = torch.randn_like(weight)
+    with OperatorCounter() as counter:
+        torch.autograd.grad(weight, (alpha, beta), grad)
+    assert counter.counts == Counter(backward)
 
 
 def test_sources_changed_before_the_backward_pass_are_noticed():

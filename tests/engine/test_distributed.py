@@ -224,6 +224,7 @@ def test_batch_norm_over_processes_equals_the_joint_batch(tmp_path):
 
 @pytest.mark.parametrize('every', [False, True])
 def test_only_the_norms_that_ask_for_it_are_synchronised(every):
+
     backbone = ReplResNetCIFAR(depth=32, repl=dict(policy='interval', every=4))
     backbone.layer1[1].norm1.__class__ = nn.SyncBatchNorm
     parameters, keys = list(backbone.parameters()), list(backbone.state_dict())
