@@ -18,7 +18,7 @@ from repl_mm.benchmark import plan as planning
 from repl_mm.benchmark.plan import Saving, make_plan, replaceable
 from repl_mm.benchmark.site_profile import SiteProfile, measure_site_profile
 from repl_mm.benchmark.step import TrainingStep
-from repl_mm.benchmark.training import MIB, MeasuredStep
+from repl_mm.benchmark.training import MIB, MeasuredStep, StepCost
 from repl_mm.benchmark.variants import with_repl
 from repl_mm.sites import Site
 
