@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
-from repl_mm.benchmark.latency import build_forms, prepare
+from repl_mm.benchmark.latency import build_states, prepare
 from repl_mm.benchmark.timing import describe, time_interleaved
 from repl_mm.cli.common import exit_on_user_error
 from repl_mm.layers import ComputingEncoderLayer, ComputingLayer
@@ -45,7 +45,7 @@ def main() -> None:
     print('| model | backend | batch | forward (ms) | synthesis (ms) | share | 1 / (1 - share) |')
     print('| --- | --- | ---: | ---: | ---: | ---: | ---: |')
     for path in args.configs:
-        model = build_forms(Config.fromfile(path))['RepL, dynamic'].to(device)
+        model = build_states(Config.fromfile(path))['RepL, dynamic'].to(device)
         for backend in args.backend:
             layers = computing_layers(model.bfloat16() if 'bf16' in backend else model.float())
             calls = {'forward': prepare(model, images, backend=backend), 'synthesis': lambda: synthesise(layers)}  # noqa: B023

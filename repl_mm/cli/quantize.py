@@ -43,9 +43,8 @@ def load_run(folder: Path, *, work_dir: Path) -> Runner:
     from repl_mm.backbones import ReplMixin
     from repl_mm.cli.config import load_config
     from repl_mm.cli.runner import build_runner
-    from repl_mm.deployment import deploy
+    from repl_mm.deployment import deploy, fold_norms
     from repl_mm.engine.weights import load_strict, read_checkpoint
-    from repl_mm.surgery import fold_norms
 
     path = find_latest_checkpoint(str(folder))
     if path is None:

@@ -130,7 +130,7 @@ def test_tool_measures_and_refuses(tmp_path):
     for change, expected in (
         (['--backend', 'fp8'], 'unknown backend fp8: choose out of fp32'),
         (['--batch-size', '0'], '--batch-size and --size are at least 1'),
-        (['--cfg-options', 'model.backbone.repl=None'], 'replaces nothing: give one with repl'),
+        (['--cfg-options', 'model.backbone.repl=None'], 'replaces nothing: give its backbone'),
         (['--device', 'nix'], 'cannot use --device nix'),
     ):
         code, _, stderr = run('benchmark', *args, *change, '--out', tmp_path / 'no')
