@@ -25,10 +25,3 @@ class OperatorCounter(TorchDispatchMode):
         if not is_view and 'empty' not in schema.name:
             self.counts[schema.name.removeprefix('aten::')] += 1
         return func(*args, **(kwargs or {}))
-
-
-def count_operators(call: Any) -> int:
-    """Number of operators that a call dispatches; see :class:`OperatorCounter`."""
-    with OperatorCounter() as counter:
-        call()
-    return counter.counts.total()

@@ -16,7 +16,7 @@ def as_markdown(rows: Sequence[MeasuredStep], *, conditions: str) -> str:
     """The figures as a table with the published ones beside them."""
     head = ['model', 'variant', 'backend', 'batch', 'size', 'time / E2E', 'published', 'memory / E2E', 'published']
     head += ['step (ms)', 'forward', 'backward', 'optimizer', 'memory (MiB)', 'weights', 'gradients', 'optimizer state']
-    head += ['activations', 'rounds']
+    head += ['activations', 'operators a step', 'rounds']
     cells = []
     for row in rows:
         published = (row.published_time, row.published_memory) if row.variant.startswith('RepL') else (None, None)
@@ -26,9 +26,9 @@ def as_markdown(rows: Sequence[MeasuredStep], *, conditions: str) -> str:
             *map(format_ratio, (row.memory, published[1])),
             *map(_figure, (row.step_ms, row.forward_ms, row.backward_ms, row.optimizer_ms, row.memory_mib)),
             *map(_figure, (row.weights_mib, row.gradients_mib, row.optimizer_mib, row.activations_mib)),
-            str(row.rounds),
+            *(_count(row.operators), str(row.rounds)),
         ])  # fmt: skip
-    table = Table(head, 'lllrl' + 14 * 'r', cells)
+    table = Table(head, 'lllrl' + 15 * 'r', cells)
     return f'{table.markdown()}\n{_published_savings(rows)}{conditions}\n'
 
 
@@ -38,6 +38,10 @@ def _time_ratio(row: MeasuredStep, quartiles: tuple[float, float] | None = None)
 
 def _figure(value: float | None) -> str:
     return '' if value is None else f'{value:.1f}'
+
+
+def _count(value: int | None) -> str:
+    return '' if value is None else f'{value:,}'
 
 
 def _published_savings(rows: Sequence[MeasuredStep]) -> str:
@@ -75,14 +79,15 @@ def by_model(rows: Sequence[MeasuredStep]) -> dict[tuple[str, str, int, str], li
 def as_table(rows: Sequence[MeasuredStep]) -> Table:
     """What matters most, for a terminal."""
     head = ['model', 'variant', 'backend', 'batch', 'time / E2E', 'memory / E2E', 'step (ms)', 'memory (MiB)']
+    head += ['operators a step']
     cells = [
         [
             *(row.model, row.variant, row.backend, str(row.batch), _time_ratio(row), format_ratio(row.memory)),
-            *map(_figure, (row.step_ms, row.memory_mib)),
+            *(*map(_figure, (row.step_ms, row.memory_mib)), _count(row.operators)),
         ]
         for row in rows
     ]
-    return Table(head, 'lllrrrrr', cells)
+    return Table(head, 'lllrrrrrr', cells)
 
 
 def as_png(rows: Sequence[MeasuredStep], *, conditions: str) -> bytes:

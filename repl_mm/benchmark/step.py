@@ -14,8 +14,9 @@ from mmengine.runner import turn_on_activation_checkpointing
 from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
-from torch import nn
+from torch import Tensor, nn
 
+from repl_mm.benchmark.operators import OperatorCounter
 from repl_mm.benchmark.timing import check_backends
 from repl_mm.layers import ComputingLayer
 
@@ -38,6 +39,7 @@ class TrainingStep:
         device: Where to train.
 
     Attributes:
+        operators: How many a forward and a backward pass dispatch, once :meth:`count_operators` was called.
         phases: Seconds of forward pass, backward pass and optimizer of each step so far.
     """
 
@@ -63,19 +65,31 @@ class TrainingStep:
         if 'compile' in names:
             self.model.backbone.compile()
         self.device = device
+        self.operators: int | None = None
         self.phases: list[tuple[float, float, float]] = []
 
     def __call__(self) -> None:
         begin = self._now()
-        with self.wrapper.optim_context(self.model):
-            losses = self.model(self.images, self.samples, mode='loss')
-        loss = self.wrapper.scale_loss(self.model.parse_losses(losses)[0])
+        loss = self._forward()
         after_forward = self._now()
         self.wrapper.backward(loss)
         after_backward = self._now()
         self.wrapper.step()
         self.wrapper.zero_grad()
         self.phases.append((after_forward - begin, after_backward - after_forward, self._now() - after_backward))
+
+    def _forward(self) -> Tensor:
+        """The loss."""
+        with self.wrapper.optim_context(self.model):
+            losses = self.model(self.images, self.samples, mode='loss')
+        return self.wrapper.scale_loss(self.model.parse_losses(losses)[0])
+
+    def count_operators(self) -> None:
+        """Count the operators of a forward and a backward pass."""
+        with OperatorCounter() as counter:
+            self._forward().backward()
+        self.wrapper.zero_grad()
+        self.operators = counter.counts.total()
 
     def _now(self) -> float:
         if self.device.type == 'cuda':

@@ -54,6 +54,7 @@ class MeasuredStep:
         published_time: Published time of RepL over E2E.
         published_memory: The same of memory.
         rounds: How often each variant was timed.
+        operators: How many operators the forward and the backward pass dispatch; None inside compiled graphs.
     """
 
     model: str
@@ -77,6 +78,7 @@ class MeasuredStep:
     published_time: float | None = None
     published_memory: float | None = None
     rounds: int = 0
+    operators: int | None = None
 
 
 def measure_memory(step: TrainingStep) -> dict[str, float]:
@@ -163,6 +165,8 @@ def measure_steps(
                 with disabled_stochastic_depth(steps[name].model):  # as in the steps of a run that need most
                     steps[name]()  # the optimizer's state comes with the first step
                     memory[name] = measure_memory(steps[name])
+                    if 'compile' not in backend:
+                        steps[name].count_operators()
             _drop(steps, notes)
         times = _time(steps, notes, seconds=seconds)
     rows = _rows(list(variants), steps, memory, times, notes, model=model, backend=backend, batch=batch, size=size)
@@ -236,6 +240,7 @@ def _rows(
         row |= dict(zip(('forward_ms', 'backward_ms', 'optimizer_ms'), phases, strict=True))
         row |= {f'{part}_mib': value for part, value in memory[name].items() if part != 'total'}
         row |= dict(step_ms=1000 * statistics.median(times[name]), memory_mib=memory[name]['total'], rounds=rounds)
+        row |= dict(operators=steps[name].operators)
         if reference in steps:
             time, quartiles = round_ratio(times[name], times[reference])
             row |= dict(time=time, time_quartiles=quartiles)

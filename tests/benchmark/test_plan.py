@@ -18,7 +18,7 @@ from repl_mm.benchmark import plan as planning
 from repl_mm.benchmark.plan import Saving, make_plan, replaceable
 from repl_mm.benchmark.site_profile import SiteProfile, measure_site_profile
 from repl_mm.benchmark.step import TrainingStep
-from repl_mm.benchmark.training import MIB, MeasuredStep, StepCost
+from repl_mm.benchmark.training import MIB, MeasuredStep
 from repl_mm.benchmark.variants import with_repl
 from repl_mm.sites import Site
 
@@ -170,7 +170,7 @@ def test_a_site_saves_the_time_of_its_own_stage_and_of_its_parameters_in_the_opt
 
 
 def test_the_prediction_is_the_sum_of_the_sites_over_the_whole_step(counted_time, monkeypatch):
-    row = StepCost(model='', variant='', backend='', batch=4, size='', time=1.0, memory=1.0)
+    row = MeasuredStep(model='', variant='', backend='', batch=4, size='', time=1.0, memory=1.0)
     monkeypatch.setattr(planning, 'measure_steps', lambda variants, **_: [row, row])
     config = Config.fromfile(RESNET)
     with Operations() as counted:
