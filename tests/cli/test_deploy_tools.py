@@ -257,7 +257,7 @@ def under_a_file(trained: Path, folder: Path) -> list[object]:
 
 BAD = [
     (bad(lambda w: w['head.fc.weight'].fill_(torch.nan)), 'holds NaN or infinite values in head.fc.weight'),
-    (bad(lambda w: w.pop('backbone.layer1.0.conv1.weight')), 'where this backbone has a BasicBlock'),
+    (bad(lambda w: w.pop('backbone.layer1.0.conv1.weight')), 'where this network has a BasicBlock'),
     (bad(lambda w: w.pop('head.fc.weight')), r'1 missing (head.fc.weight)'),
     (pickled, 'is not a checkpoint or is damaged'),
     (bad_file({'state_dict': [1]}), 'is not a checkpoint'),
