@@ -88,15 +88,72 @@ for tool in {[path.stem for path in TOOLS]}:
     assert out.splitlines() == [f'{path.stem} [(0, True), (2, True)] []' for path in TOOLS]
 
 
-def test_the_maths_imports_no_host_library():
-    code = (
-        'import sys; import repl_mm, repl_mm.sites, repl_mm.synthesis; '
-        'print([m for m in sys.modules if m.startswith(("mmengine", "mmcv", "mmpretrain", "mmseg"))])'
-    )
+HOSTS = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg')
+
+
+def test_the_method_imports_no_host_library():
+    """Up to deployment it needs torch alone, and the package by itself and the sites not even that."""
+    code = f"""
+import sys, repl_mm, repl_mm.sites
+print('torch' in sys.modules)
+import repl_mm.layers, repl_mm.surgery, repl_mm.deployment
+print(repl_mm.replace is repl_mm.surgery.replace, repl_mm.deploy is repl_mm.deployment.deploy)
+print([name for name in {HOSTS} + ('torchvision', 'timm') if name in sys.modules])
+"""
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
-    assert out == '[]\n'
+    assert out.split('\n')[:3] == ['False', 'True True', '[]']
 
 
-def test_sites_need_no_torch():
-    code = 'import sys; import repl_mm.sites; print("torch" in sys.modules)'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'False\n'
+FAMILIES = {
+    'ResNet',
+    'ViT',
+    'Swin',
+    'BasicBlock',
+    'Bottleneck',
+    'Residual',
+    'Transformer',
+    'Encoder',
+    'Scalar',
+    'Headwise',
+    'Drop',
+}
+OF_BLOCKS = {'conv1', 'conv2', 'conv3', 'norm1', 'norm2', 'attn', 'ffn', 'mlp', 'ln1', 'ln2', 'depth', 'arch'}
+NAMES = {'channelwise', 'scalar', 'headwise', 'mlp_fusion', 'grad_fraction', 'recompute'}
+
+
+def questions(path: Path) -> list[str]:
+    """Where a module asks which family a network is of, or which form a computing layer has."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        text = ast.unparse(node) if isinstance(node, ast.Call | ast.Compare) else ''
+        strings = {child.value for child in ast.walk(node) if isinstance(child, ast.Constant)} if text else set()
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') in ('isinstance', 'issubclass'):
+            asked = any(name in ast.unparse(node.args[1]) for name in FAMILIES)
+        elif isinstance(node, ast.Call) and getattr(node.func, 'id', '') in ('hasattr', 'getattr'):
+            asked = bool(strings & (OF_BLOCKS | NAMES))
+        elif isinstance(node, ast.Call) and getattr(node.func, 'attr', '') in ('startswith', 'endswith'):
+            asked = any(isinstance(s, str) and s.lower().startswith(('resnet', 'vit', 'swin')) for s in strings)
+        else:
+            asked = isinstance(node, ast.Compare) and bool(strings & (OF_BLOCKS | NAMES | FAMILIES))
+        if asked:
+            found.append(f'{path.name}:{node.lineno} {text}')
+    return found
+
+
+def test_only_layers_and_backbones_ask_for_families_and_forms():
+    outside = [path for path in MODULES if part(path) not in ('layers', 'backbones')]
+    assert [question for path in outside for question in questions(path)] == []
+    # The question itself is seen where it may be asked.
+    assert questions(PACKAGE / 'layers/parts.py') != []
+
+
+def test_files_and_functions_stay_short():
+    long = []
+    for path in MODULES:
+        text = path.read_text()
+        if (lines := len(text.splitlines())) > 350:
+            long.append(f'{path.relative_to(PACKAGE)}: {lines} lines')
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (lines := node.end_lineno - node.lineno + 1) > 75:
+                long.append(f'{path.relative_to(PACKAGE)}:{node.lineno} {node.name}: {lines} lines')
+    assert long == []
