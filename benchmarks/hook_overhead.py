@@ -3,7 +3,7 @@
     python benchmarks/hook_overhead.py
 
 First its own calls, with a runner that does nothing else; this decides: the exit status is 1 above 0.5 % of a step of
-20 ms. Then, for information, a small real training with and without it, in turns.
+20 ms. Then, for information, a small real training with and without it, in interleaved rounds.
 """
 
 import sys

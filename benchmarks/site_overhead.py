@@ -2,8 +2,8 @@
 
     python benchmarks/site_overhead.py --batch-size 2 16
 
-Ratios of one run: medians over turns of the layer's time over the block's. A dropped block would cost nothing.
-Operators are those of torch that compute something, in the plain layer and in the block: what a GPU is told to do.
+Ratios of one run: medians over interleaved rounds of the layer's time over the block's. A dropped block would cost nothing.
+Operators are those that torch dispatches in the plain layer and in the block, without views and allocations.
 """
 
 from argparse import ArgumentParser
@@ -14,13 +14,13 @@ import torch
 from mmengine.device import get_device
 from mmseg.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from repl_mm.benchmark.operators import OperatorCounter
 from repl_mm.benchmark.timing import describe, time_interleaved
 from repl_mm.cli.common import exit_on_user_error
 from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck
 
-FORMS = {
+OPTIONS = {
     'plain': {},
     'recompute': dict(recompute=True),
     'grad_fraction=0.25': dict(grad_fraction=0.25),
@@ -31,16 +31,6 @@ STAGES = [
     *((BasicBlock, ComputingBasicBlock, width, side) for width, side in ((64, 56), (128, 28), (256, 14), (512, 7))),
     *((Bottleneck, ComputingBottleneck, width, side) for width, side in ((128, 28), (256, 14))),
 ]
-
-
-class OperatorCount(TorchDispatchMode):
-    """Counts operators; views of tensors are none."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.total += not func.is_view
-        return func(*args, **(kwargs or {}))
 
 
 def one_pass(module: nn.Module, x: Tensor) -> Callable[[], None]:
@@ -63,24 +53,23 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=6, help='time for each row (default: %(default)s)')
     args = parser.parse_args()
     device = torch.zeros(1, device=get_device()).device
-    print(f'| block | channels | size | batch | operators | {" | ".join(FORMS)} |')
-    print(f'| --- | {" | ".join(["---:"] * (4 + len(FORMS)))} |')
+    print(f'| block | channels | size | batch | operators | {" | ".join(OPTIONS)} |')
+    print(f'| --- | {" | ".join(["---:"] * (4 + len(OPTIONS)))} |')
     for batch in args.batch_size:
         for block, layer, width, side in STAGES:
             channels = width * block.expansion
             make = lambda: block(channels, width).to(device)  # noqa: B023, E731
             removed, prev, next = make(), make(), make()
-            options = dict(prev=prev, next=next, norm_cfg=dict(type='BN'), zero_init_residual=False)
-            modules = {name: layer(removed, **options, **form).to(device) for name, form in FORMS.items()}
+            modules = {name: layer(removed, prev=prev, next=next, **form).to(device) for name, form in OPTIONS.items()}
             x = torch.randn(batch, channels, side, side, device=device).relu()
             calls = {name: one_pass(module.train(), x) for name, module in {'block': removed, **modules}.items()}
             operators = []
             for name in ('plain', 'block'):
-                with OperatorCount() as count:
+                with OperatorCounter() as counter:
                     calls[name]()
-                operators.append(str(count.total))
+                operators.append(str(counter.counts.total()))
             times = time_interleaved(calls, seconds=args.seconds)
-            ratios = [f'{np.median(np.divide(times[name], times["block"])):.3f}' for name in FORMS]
+            ratios = [f'{np.median(np.divide(times[name], times["block"])):.3f}' for name in OPTIONS]
             row = [block.__name__, str(channels), f'{side} x {side}', str(batch), ' / '.join(operators), *ratios]
             print(f'| {" | ".join(row)} |', flush=True)
     print(f'\n{describe(device)}')

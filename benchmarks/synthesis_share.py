@@ -17,7 +17,7 @@ from mmengine.logging import MMLogger
 from repl_mm.benchmark.latency import build_states, prepare
 from repl_mm.benchmark.timing import describe, time_interleaved
 from repl_mm.cli.common import exit_on_user_error
-from repl_mm.layers import ComputingEncoderLayer, ComputingLayer
+from repl_mm.layers import ComputingLayer, HeadwiseTransformerLayer, ScalarTransformerLayer
 from repl_mm.surgery import computing_layers
 
 
@@ -25,11 +25,12 @@ from repl_mm.surgery import computing_layers
 def synthesise(layers: list[ComputingLayer]) -> None:
     """Everything that a forward pass computes from weights alone."""
     for layer in layers:
-        layer.weight()
-        if isinstance(layer, ComputingEncoderLayer):
-            layer.bias()
-            if layer.mlp_fusion:
+        if isinstance(layer, ScalarTransformerLayer | HeadwiseTransformerLayer):
+            layer.weight_and_bias()
+            if layer.options['mlp_fusion']:
                 layer.mlp_weights()
+        else:
+            layer.weight()
 
 
 @exit_on_user_error()

@@ -2,7 +2,7 @@
 
 A prediction takes one block of each stage and the computing layer in its place by themselves: how long a forward and a
 backward pass of either takes, and what either keeps for the backward pass. What is said to be reached is measured
-on the whole network, against the network that replaces nothing, in turns.
+on the whole network, against the network that replaces nothing, in interleaved rounds.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
