@@ -2,7 +2,8 @@
 
     python benchmarks/safeguard_overhead.py
 
-The same training with mmengine's loop and hooks and with ours, in interleaved rounds; the ratio is the median over pairs of runs.
+The same training with mmengine's loop and hooks and with ours, in interleaved rounds; the ratio is the median over
+pairs of runs.
 """
 
 import sys

@@ -2,7 +2,8 @@
 
     python benchmarks/site_overhead.py --batch-size 2 16
 
-Ratios of one run: medians over interleaved rounds of the layer's time over the block's. A dropped block would cost nothing.
+Ratios of one run: medians over interleaved rounds of the layer's time over the block's. A dropped block would cost
+nothing.
 Operators are those that torch dispatches in the plain layer and in the block, without views and allocations.
 """
 
