@@ -146,7 +146,8 @@ def test_bad_input():
 def test_tool_shows_both(monkeypatch):
     found = []
     monkeypatch.setattr(Table, 'print', lambda table: found.append(table))
-    assert run('cost', CONFIGS / 'demo/resnet32-repl_digits.py', '--size', '32', '32') == (0, '', '')
+    done = run('cost', CONFIGS / 'demo/resnet32-repl_digits.py', '--size', '32', '32')
+    assert (done.code, done.err) == (0, '')
     columns = list(map(list, zip(*found[0].rows, strict=True)))
     assert columns[0] == ['E2E', 'drop', '', 'RepL', '', 'deployed', '']
     assert columns[2][3] == '370,138 (-20.7 %)'
