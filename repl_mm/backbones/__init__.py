@@ -3,6 +3,7 @@
 from repl_mm.backbones.mixin import ReplMixin
 from repl_mm.backbones.neck import SimpleFeaturePyramid
 from repl_mm.backbones.resnet import ReplResNet, ReplResNetCIFAR, ReplResNetV1c, ReplResNetV1d, ReplResNeXt
+from repl_mm.backbones.swin import ReplSwin
 from repl_mm.backbones.vit import ReplViT
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     'ReplResNetCIFAR',
     'ReplResNetV1c',
     'ReplResNetV1d',
+    'ReplSwin',
     'ReplViT',
     'SimpleFeaturePyramid',
 ]
