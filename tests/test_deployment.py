@@ -245,6 +245,17 @@ def test_what_cannot_be_deployed_is_said():
         deploy(model)
 
 
+@pytest.mark.parametrize('scale', [2.0**-40, 2.0**-10, 1.0, 2.0**20])
+def test_relative_difference_does_not_depend_on_the_scale(scale):
+    """By hand: 0.5 / 2 of the first tensor, 1.5 / 4 of the second; powers of two round nothing."""
+    reference = (torch.tensor([1.0, -2.0]), torch.tensor([4.0]))
+    ours = (torch.tensor([1.0, -2.5]), torch.tensor([2.5]))
+    assert relative_difference([scale * t for t in ours], [scale * t for t in reference]) == 0.375
+    # Each tensor by its own largest value, not by that of all.
+    assert relative_difference([scale * ours[0], ours[1]], [scale * reference[0], reference[1]]) == 0.375
+    assert relative_difference([scale * ours[0], reference[1]], [scale * reference[0], reference[1]]) == 0.25
+
+
 def test_relative_difference_sees_shapes_nan_and_the_largest():
     a, b = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])
     assert relative_difference((a, {'x': b}), (a, {'x': b})) == 0

@@ -307,6 +307,21 @@ def test_a_checkpoint_without_blocks_and_one_with_other_positions_still_load():
     assert torch.equal(large.layers[3].alpha, small.layers[3].alpha)
 
 
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+@pytest.mark.parametrize('repl', [None, EVERY_4TH])
+def test_checkpoints_from_before_norms_counted_batches_load(repl, prefix):
+    """torch 0.4 and older wrote no ``num_batches_tracked``."""
+    theirs = randomise(ReplResNet(34, repl=repl)).state_dict()
+    old = {prefix + key: value for key, value in theirs.items() if not key.endswith('num_batches_tracked')}
+    assert len(old) < len(theirs)
+    ours = ReplResNet(34, repl=EVERY_4TH)
+    load_state_dict(nn.ModuleDict({'backbone': ours}) if prefix else ours, old, strict=repl is not None)
+    own = ours.state_dict()
+    site = {key for key in own if key.startswith('layer3.3.')}
+    expected = {key for key in own if not key.endswith('num_batches_tracked')} - (set() if repl else site)
+    assert all(torch.equal(own[key], theirs[key]) for key in expected)
+
+
 def saved_and_loaded(network: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(network.state_dict(), file)

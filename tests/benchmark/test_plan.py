@@ -10,6 +10,8 @@ import torch
 from cli_helpers import run
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from repl_mm.analysis.cost import count_cost
 from repl_mm.benchmark import plan as planning
@@ -30,14 +32,15 @@ STEP = {key: OPTIONS[key] for key in ('batch', 'backend', 'device')} | dict(size
 @pytest.fixture
 def savings(monkeypatch):
     """Every site saves 4 % of time and 2 % of memory by prediction; what is measured is set by the test."""
+    step_seconds, step_mib = 0.5, 256.0  # far apart, so that neither can stand for the other
 
-    def set_up(measured, *, time=(0.04,) * 3, memory=0.02):
+    def set_up(measured, *, time=(0.04,) * 3, memory=(0.02,) * 3):
         def measure_site_profile(config, forms, **options):
             layout = TrainingStep(config, **STEP).model.backbone.layout()
-            parts = SiteProfile(layout, layout.eligible(), [], mib=1.0, seconds=1.0)
+            parts = SiteProfile(layout, layout.eligible(), [], mib=step_mib, seconds=step_seconds)
             for _ in forms:
-                parts.site_seconds.append(dict(enumerate(time)))
-                parts.site_mib.append(dict.fromkeys(range(len(time)), memory))
+                parts.site_seconds.append({stage: share * step_seconds for stage, share in enumerate(time)})
+                parts.site_mib.append({stage: share * step_mib for stage, share in enumerate(memory)})
             return parts
 
         asked = []
@@ -67,6 +70,7 @@ def test_the_prediction_holds(savings):
     assert [number(repl) for repl in asked] == [3]
     assert plan.chosen.measured.time == pytest.approx(0.12)
     assert plan.chosen.predicted.time == pytest.approx(0.12)
+    assert plan.chosen.predicted.memory == pytest.approx(0.06)
     assert plan.backbone == 'repl_mm.ReplResNetCIFAR'
     assert plan.bound is None
 
@@ -104,6 +108,79 @@ def test_the_stage_that_saves_most_is_taken(savings):
     plan = make_plan(Config.fromfile(RESNET), Saving(0.10, None), **OPTIONS)
     (site,) = plan.chosen.repl['sites']
     assert site[0] == 2
+
+
+def test_time_and_memory_are_weighed_by_what_is_asked_of_each(savings):
+    """By hand: of what is asked, a site in stage 0 gives 1 + 1, one in stage 1 4/3 + 0, one in stage 2 0 + 4/3."""
+    savings(lambda repl: (1.0, 1.0), time=(0.06, 0.08, 0.0), memory=(0.06, 0.0, 0.08))
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.06, 0.06), **OPTIONS)
+    assert [site[0] for site in plan.chosen.repl['sites']] == [0]
+    predicted = plan.chosen.predicted
+    assert (predicted.time, predicted.memory) == (pytest.approx(0.06), pytest.approx(0.06))
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations; torch's own counter follows modules, which ``autograd.grad`` does not allow."""
+
+    total = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        out = operator(*args, **kwargs or {})
+        if count := flop_registry.get(operator.overloadpacket):
+            self.total += count(*args, **kwargs or {}, out_val=out)
+        return out
+
+
+@pytest.fixture
+def counted_time(monkeypatch):
+    """Calls take a second for each floating-point operation; the optimizer's part of a step, one for each parameter."""
+
+    def time_interleaved(calls, **_):
+        times = {}
+        for name, call in calls.items():
+            with Operations() as counted:
+                call()
+            times[name] = [float(counted.total)] * 5
+        return times
+
+    take_step = TrainingStep.__call__
+
+    def step(self):
+        take_step(self)
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.phases[-1] = (*self.phases[-1][:2], float(trained))
+
+    monkeypatch.setattr('repl_mm.benchmark.site_profile.time_interleaved', time_interleaved)
+    monkeypatch.setattr(TrainingStep, '__call__', step)
+
+
+def saved_by_a_site(stage: int, *, form: str = 'channelwise') -> int:
+    """One of a block's two convolutions or both, forward and twice that backward, and a second for each parameter."""
+    channels, side = 16 * 2**stage, STEP['size'][0] // 2**stage
+    convolution = 3 * 2 * STEP['batch'] * side**2 * 9 * channels**2
+    block, site = 2 * 9 * channels**2 + 4 * channels, 4 * channels
+    return 2 * convolution + block if form == 'drop' else convolution + block - site
+
+
+def test_a_site_saves_the_time_of_its_own_stage_and_of_its_parameters_in_the_optimizer(counted_time):
+    config = replaceable(Config.fromfile(RESNET))
+    sites, dropped = measure_site_profile(config, ({}, dict(form='drop')), seconds=0, **STEP).site_seconds
+    assert sites == pytest.approx({stage: saved_by_a_site(stage) for stage in range(3)}, rel=1e-9)
+    assert dropped == pytest.approx({stage: saved_by_a_site(stage, form='drop') for stage in range(3)}, rel=1e-9)
+
+
+def test_the_prediction_is_the_sum_of_the_sites_over_the_whole_step(counted_time, monkeypatch):
+    row = StepCost(model='', variant='', backend='', batch=4, size='', time=1.0, memory=1.0)
+    monkeypatch.setattr(planning, 'measure_steps', lambda variants, **_: [row, row])
+    config = Config.fromfile(RESNET)
+    with Operations() as counted:
+        TrainingStep(replaceable(config), **STEP)()
+    plan = make_plan(config, Saving(0.2, None), **OPTIONS | dict(size=(64, 64)))
+    plain = [trial for trial in plan.trials if trial.repl.keys() == {'policy', 'sites'}]
+    assert plain
+    for trial in plain:
+        saved = sum(saved_by_a_site(stage) for stage, _ in trial.repl['sites'])
+        assert trial.predicted.time == pytest.approx(saved / counted.total)
 
 
 def test_what_is_out_of_reach_gets_the_best_and_the_bound(savings):

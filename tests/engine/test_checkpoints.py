@@ -11,10 +11,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub
+from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler import OneCycleLR
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner.checkpoint import CheckpointLoader, save_checkpoint
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 
 from repl_mm.engine.checkpoints import as_safetensors, load_local
@@ -85,6 +88,9 @@ def test_names_before_numpy_2_are_read(tmp_path):
         (__import__, ['os']),
         # One of ours is let through by name, and must not lead further.
         (getattr, [np.ndarray, 'tofile']),
+        # Methods of these two are let through, but not what leads to the functions of their modules.
+        (getattr, [HistoryBuffer, '__init__']),
+        (getattr, [OneCycleParamScheduler, '__module__']),
     ],
 )
 def test_a_malicious_file_is_not_run(protocol, function, args, tmp_path):
@@ -138,6 +144,30 @@ def test_safetensors_keep_tensors_and_meta(tmp_path):
     assert read['state_dict'].keys() == state.keys()
     assert all(torch.equal(read['state_dict'][key], value) for key, value in state.items())
     assert read['meta'] == {'dataset_meta': {'classes': ['x']}}
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda state, meta: meta.update(meta=meta['meta'].replace('cat', 'dog')),
+        lambda state, meta: state.update(a=state['a'] + 1),
+        lambda state, meta: state.update(a=state['a'].view(3, 2)),
+        lambda state, meta: state.update(a=state['a'].view(torch.int32)),
+        lambda state, meta: state.update(c=state.pop('a')),
+        lambda state, meta: state.pop('a'),
+    ],
+    ids=['meta', 'value', 'shape', 'type', 'key', 'missing'],
+)
+def test_a_check_sum_covers_all_that_safetensors_hold(change, tmp_path):
+    path = tmp_path / 'a.safetensors'
+    path.write_bytes(as_safetensors({'a': torch.randn(2, 3), 'b': torch.ones(1)}, meta={'classes': ['cat']}))
+    assert load_local(str(path))['meta'] == {'classes': ['cat']}
+    with safe_open(path, framework='pt') as file:
+        state, meta = {key: file.get_tensor(key) for key in ('a', 'b')}, file.metadata()
+    change(state, meta)
+    path.write_bytes(save(state, metadata=meta))
+    with pytest.raises(ValueError, match=r'a\.safetensors is not a checkpoint or is damaged'):
+        load_local(str(path))
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])

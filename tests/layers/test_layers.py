@@ -18,6 +18,7 @@ from repl_mm.layers import (
     ComputingBottleneck,
     HeadwiseEncoderLayer,
     ScalarEncoderLayer,
+    fold,
 )
 
 NORM = dict(type='BN', requires_grad=True)
@@ -210,7 +211,38 @@ def test_an_mlp_of_another_kind_is_refused():
     assert transformer(ScalarEncoderLayer, encoder(ffn_type='swiglu_fused'))(torch.ones(1, 2, 12)).shape == (1, 2, 12)
 
 
-def test_a_convolution_of_another_kind_is_refused():
-    blocks = tuple(BasicBlock(8, 8, conv_cfg=dict(type='ConvWS')) for _ in range(3))
-    with pytest.raises(ValueError, match='plain convolutions without plugins, got ConvWS2d'):
-        residual(ComputingBasicBlock, blocks)
+@pytest.mark.parametrize('place', ['removed', 'prev', 'next'])
+def test_a_convolution_of_another_kind_is_refused_wherever_it_stands(place):
+    blocks = dict(zip(('removed', 'prev', 'next'), basic(), strict=True))
+    blocks[place] = BasicBlock(8, 8, conv_cfg=dict(type='ConvWS'))
+    with pytest.raises(ValueError, match='ConvWS2d'):
+        residual(ComputingBasicBlock, tuple(blocks.values()))
+
+
+@pytest.mark.parametrize('place', ['removed', 'prev', 'next'])
+def test_a_block_with_plugins_is_refused_wherever_it_stands(place):
+    blocks = dict(zip(('removed', 'prev', 'next'), bottleneck(), strict=True))
+    blocks[place] = Bottleneck(32, 8, plugins=[dict(cfg=dict(type='ContextBlock', ratio=0.25), position='after_conv2')])
+    with pytest.raises(ValueError, match='plugins'):
+        residual(ComputingBottleneck, tuple(blocks.values()))
+
+
+@pytest.mark.parametrize('eps', [1e-5, 1e-3, 0.5])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(bias=False),
+        dict(bias=True),
+        dict(bias=False, stride=2, padding=2, dilation=2, groups=2, padding_mode='reflect'),
+    ],
+    ids=['plain', 'bias', 'geometry'],
+)
+def test_a_folded_convolution_has_the_eps_of_its_norm(eps, options):
+    """Oracle: torch's convolution and batch norm one after the other; variances of the size of eps show its place."""
+    conv = nn.Conv2d(4, 6, 3, **options).double()
+    norm = randomise(nn.BatchNorm2d(6, eps=eps)).double().eval()
+    norm.running_var.mul_(eps)
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    folded = fold(conv, norm)
+    assert type(folded) is nn.Conv2d
+    torch.testing.assert_close(folded(x), norm(conv(x)), rtol=1e-10, atol=1e-10)
