@@ -189,6 +189,27 @@ networks = st.builds(
 )
 
 
+def room(network: Layout) -> int:
+    """How many sites fit: a run of m positions in a row holds (m + 1) // 2 that are not adjacent."""
+    return sum((max(blocks - 1 - network.first, 0) + 1) // 2 for blocks in network.blocks)
+
+
+@st.composite
+def small_networks(draw: st.DrawFn) -> tuple[Layout, int]:
+    """A network with at least one position and few enough for brute force, and a number of sites that fits into it."""
+    first = draw(st.sampled_from([1, 2]))
+    blocks = draw(st.lists(st.integers(1, 10), max_size=2))
+    blocks.insert(draw(st.integers(0, len(blocks))), draw(st.integers(first + 2, 12)))
+    network = Layout('network', tuple(blocks), first=first)
+    return network, draw(st.integers(1, min(3, room(network))))
+
+
+def sets_of(network: Layout, number: int) -> list[tuple[Site, ...]]:
+    """All sets of so many sites that are not adjacent, none of them at an edge."""
+    eligible = [Site(s, i) for s, n in enumerate(network.blocks) for i in range(network.first, n - 1)]
+    return [c for c in combinations(eligible, number) if not any(Site(s, i + 1) in c for s, i in c)]
+
+
 def assert_sound(network: Layout, sites: tuple[Site, ...]) -> None:
     assert list(sites) == sorted(set(sites))
     for stage, index in sites:
@@ -198,34 +219,38 @@ def assert_sound(network: Layout, sites: tuple[Site, ...]) -> None:
 
 @given(networks, st.integers(2, 12))
 def test_interval_is_never_at_an_edge_nor_adjacent(network, every):
-    try:
-        selection = choose(network, policy='interval', every=every)
-    except ValueError:
-        named = [r for count in network.blocks for r in range(every, count, every)]
-        assert all(r - 1 < network.first for r in named)
-    else:
-        assert_sound(network, selection.sites)
-        assert all((index + 1) % every == 0 for _, index in selection.sites)
+    """Oracle: r = every, 2 every, ... below the number of blocks, without those that have no neighbour to read."""
+    expected = [
+        Site(stage, r - 1)
+        for stage, blocks in enumerate(network.blocks)
+        for r in range(every, blocks, every)
+        if r > network.first
+    ]
+    if not expected:
+        with pytest.raises(ValueError, match='leaves no site'):
+            choose(network, policy='interval', every=every)
+        return
+    selection = choose(network, policy='interval', every=every)
+    assert list(selection.sites) == expected
+    assert_sound(network, selection.sites)
 
 
 @given(networks, st.integers(1, 20))
 def test_budget_is_met_or_explained(network, count):
-    # A run of m positions in a row holds (m + 1) // 2 that are not adjacent.
-    room = sum((max(blocks - 1 - network.first, 0) + 1) // 2 for blocks in network.blocks)
-    if not room:
+    if not room(network):
         with pytest.raises(ValueError, match='leaves no site'):
             choose(network, policy='budget', count=count)
         return
     selection = choose(network, policy='budget', count=count)
     assert_sound(network, selection.sites)
-    assert len(selection.sites) == min(count, room)
-    assert bool(selection.note) == (count > room)
+    assert len(selection.sites) == min(count, room(network))
+    assert bool(selection.note) == (count > room(network))
 
 
-@given(networks, st.integers(1, 3))
-def test_budget_is_spread_as_evenly_as_possible(network, count):
+@given(small_networks())
+def test_budget_is_spread_as_evenly_as_possible(drawn):
     """Oracle: brute force over all sets of that size."""
-    eligible = [Site(s, i) for s, n in enumerate(network.blocks) for i in range(network.first, n - 1)]
+    network, count = drawn
     starts = [sum(network.blocks[:s]) for s in range(len(network.blocks))]
     blocks = sum(network.blocks)
 
@@ -233,23 +258,24 @@ def test_budget_is_spread_as_evenly_as_possible(network, count):
         middles = [(j + 0.5) * blocks / count - 0.5 for j in range(count)]
         return round(sum((starts[s] + i - m) ** 2 for (s, i), m in zip(sites, middles, strict=True)), 9)
 
-    sets = [
-        c for c in combinations(eligible, count) if not any(Site(s, i + 1) in c for s, i in c)
-    ] if len(eligible) < 40 else []  # fmt: skip
-    if sets:
-        least = min(map(cost, sets))
-        deepest = max(c for c in sets if cost(c) == least)
-        assert choose(network, policy='budget', count=count).sites == deepest
+    sets = sets_of(network, count)
+    least = min(map(cost, sets))
+    deepest = max(c for c in sets if cost(c) == least)
+    assert choose(network, policy='budget', count=count).sites == deepest
 
 
-@given(networks, st.integers(1, 3), st.lists(st.integers(-3, 3), min_size=60, max_size=60))
-def test_the_most_worth_comes_before_the_even_spread(network, count, worths):
+@given(small_networks(), st.lists(st.integers(-3, 3), min_size=30, max_size=30))
+def test_the_most_worth_comes_before_the_even_spread(drawn, worths):
     """Oracle: brute force over all sets of that size."""
+    network, count = drawn
     eligible = network.eligible()
     value = dict(zip(eligible, worths, strict=False))
-    if len(eligible) > 30 or most(eligible) < count:
-        return
-    sets = [c for c in combinations(eligible, count) if not any(Site(s, i + 1) in c for s, i in c)]
     chosen = spread(network, eligible, number=count, worth=value.__getitem__)
-    assert sum(map(value.get, chosen)) == max(sum(map(value.get, c)) for c in sets)
+    assert_sound(network, chosen)
+    assert sum(map(value.get, chosen)) == max(sum(map(value.get, c)) for c in sets_of(network, count))
     assert spread(network, eligible, number=count) == choose(network, policy='budget', count=count).sites
+
+
+@given(networks)
+def test_the_most_sites_are_counted(network):
+    assert most(network.eligible()) == room(network)
