@@ -21,8 +21,9 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 demo: $(READY)
 	@PATH="$(abspath $(BIN)):$$PATH" tools/run_demo.sh $(TASK)
 
+# worksteal gives either process tests that stand together, so that what a file builds once is built once.
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/faults
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/faults
 
 test-faults: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/faults

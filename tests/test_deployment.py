@@ -30,8 +30,8 @@ VIT = dict(arch=dict(embed_dims=48, num_layers=6, num_heads=3, feedforward_chann
 VIT |= dict(out_type='featmap', out_indices=(2, 5))
 BACKBONES = {
     'BasicBlock': lambda **kw: ReplResNet(34, repl=EVERY, **kw),
-    'Bottleneck': lambda **kw: ReplResNet(101, repl=EVERY, **kw),
-    'grouped': lambda **kw: ReplResNeXt(depth=101, groups=32, base_width=4, repl=EVERY, **kw),
+    'Bottleneck': lambda **kw: ReplResNet(50, repl=dict(policy='interval', every=3), **kw),
+    'grouped': lambda **kw: ReplResNeXt(depth=50, groups=32, base_width=4, repl=dict(policy='interval', every=3), **kw),
     'dilated': lambda **kw: ReplResNetV1c(
         depth=50, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True, repl=EVERY, **kw
     ),

@@ -4,12 +4,13 @@ Oracle: records written by hand with changes worked out by hand.
 """
 
 import json
-import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from cli_helpers import run
 from mmengine.logging import MMLogger
 from PIL import Image
 
@@ -70,8 +71,11 @@ def pair(tmp_path: Path) -> list[Path]:
     return [write_run(tmp_path / 'E2E'), write_run(tmp_path / 'RepL', repl=replaced, accuracy=91.25, **faster)]
 
 
-def run_tool(*args: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True)
+@pytest.fixture
+def run_tool(monkeypatch):
+    # The tool silences the logger for good.
+    monkeypatch.setattr(MMLogger, 'setLevel', lambda *args: None)
+    return partial(run, 'compare')
 
 
 def test_values_and_changes_by_hand(pair):
@@ -134,6 +138,12 @@ def test_a_shorter_training_replaces_a_longer_one_from_its_first_step(pair):
     folder = pair[1]
     longer = [train_line(30, 0.3), {'accuracy/top1': 97.0, 'step': 3}, train_line(40, 0.2)]
     write_log(folder, *longer, {'accuracy/top1': 98.0, 'step': 4}, start='20261122_000000')
+    # Resumed at step 40 and killed: the validation after the former step 40 is of weights that are no more.
+    write_log(folder, train_line(40, 0.8), start='20261122_120000')
+    run = compare(pair).runs[1]
+    assert run.loss == [(10, 0.2), (20, 0.1), (30, 0.3), (40, 0.8)]
+    assert run.metrics['accuracy/top1'][-1] == (3, 97.0)
+
     resumed = [train_line(40, 0.9), {'accuracy/top1': 60.0, 'step': 4}]
     write_log(folder, *resumed, start='20261123_000000')
     run = compare(pair).runs[1]
@@ -221,20 +231,22 @@ def test_runs_that_know_nothing(tmp_path):
     assert png_size(comparison, tmp_path / 'none.png') > (1500, 500)
 
 
-def test_names_with_marks_of_rich_and_markdown(tmp_path):
+def test_names_with_marks_of_rich_and_markdown(tmp_path, run_tool):
     runs = [write_run(tmp_path / name) for name in ('a|b', 'lr[bold]')]
     assert '|  | a\\|b | lr\\[bold] |' in as_markdown(compare(runs)).splitlines()
-    assert 'lr[bold]' in run_tool(*runs).stdout
+    assert 'lr[bold]' in run_tool(*runs).out
 
 
-def test_files_go_to_the_folder_that_all_runs_are_in(tmp_path):
+def test_files_go_to_the_folder_that_all_runs_are_in(tmp_path, run_tool):
     runs = [write_run(tmp_path / parent / name) for parent, name in (('x', 'E2E'), ('y', 'RepL'))]
-    assert run_tool(*runs).returncode == 0
+    assert run_tool(*runs).code == 0
     assert [path.parent for path in tmp_path.rglob('comparison.*')] == [tmp_path] * 3
 
 
 def test_tool_writes_table_numbers_and_picture(pair, tmp_path):
-    done = run_tool(*pair, '--out', tmp_path / 'out')
+    """In a process of its own, as users run it."""
+    command = [sys.executable, TOOL, *pair, '--out', tmp_path / 'out']
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '91.25 (+1.25)' in done.stdout
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
@@ -283,30 +295,25 @@ def test_bad_input_is_one_sentence(pair, case):
         compare(spoil(*pair))
 
 
-def test_tool_ends_with_a_sentence_and_writes_nothing(pair, tmp_path):
+def test_tool_ends_with_a_one_line_message_and_writes_nothing(pair, tmp_path, run_tool):
     (pair[1] / 'cost.json').unlink()
-    done = run_tool(*pair, '--out', tmp_path / 'out')
-    assert done.returncode == 2
-    assert done.stderr.strip().startswith('error: ')
-    assert 'Traceback' not in done.stderr
+    code, _, stderr = run_tool(*pair, '--out', tmp_path / 'out')
+    assert code == 2
+    assert stderr.strip().startswith('error: ')
+    assert len(stderr.strip().splitlines()) == 1
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_file_is_no_place_for_files(pair, tmp_path):
+def test_a_file_is_no_place_for_files(pair, tmp_path, run_tool):
     (tmp_path / 'out').write_text('')
-    done = run_tool(*pair, '--out', tmp_path / 'out')
-    assert done.returncode == 2
-    assert done.stderr == f'error: --out {tmp_path / "out"} is a file: give a folder\n'
+    code, _, stderr = run_tool(*pair, '--out', tmp_path / 'out')
+    assert (code, stderr) == (2, f'error: --out {tmp_path / "out"} is a file: give a folder\n')
 
 
-def test_nothing_is_written_when_something_cannot_be_made(pair, tmp_path, monkeypatch):
+def test_nothing_is_written_when_something_cannot_be_made(pair, tmp_path, monkeypatch, run_tool):
     def fail(comparison: Comparison) -> bytes:
         raise ValueError('no picture today')
 
     monkeypatch.setattr(plot, 'as_png', fail)
-    # The tool silences the logger for good.
-    monkeypatch.setattr(MMLogger, 'setLevel', lambda *args: None)
-    monkeypatch.setattr(sys, 'argv', ['compare.py', *map(str, pair), '--out', str(tmp_path / 'out')])
-    with pytest.raises(SystemExit, match='2'):
-        runpy.run_path(str(TOOL), run_name='__main__')
+    assert run_tool(*pair, '--out', tmp_path / 'out').code == 2
     assert not (tmp_path / 'out').exists()

@@ -101,11 +101,17 @@ def test_without_sites_loss_and_gradients_are_the_hosts(scope):
             assert gradients[1][name] is None
 
 
+@pytest.fixture(scope='module', params=['mmdet', 'mmseg'])
+def backbone(request):
+    """A scope and its backbone with sites, in eval mode."""
+    scope = request.param
+    return scope, build(scope, type=OURS[scope], repl=dict(policy='interval', every=4)).backbone.eval()
+
+
 @pytest.mark.parametrize('size', [(64, 64), (96, 64), (75, 101), (33, 200)])
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
-def test_feature_maps_at_rectangular_sizes(scope, size):
+def test_feature_maps_at_rectangular_sizes(backbone, size):
     """By hand: each stride of 2 rounds up; D8 has none after the second stage."""
-    backbone = build(scope, type=OURS[scope], repl=dict(policy='interval', every=4)).backbone.eval()
+    scope, backbone = backbone
     with torch.no_grad():
         maps = backbone(torch.randn(1, 3, *size))
     strides = {'mmdet': (4, 8, 16, 32), 'mmseg': (4, 8, 8, 8)}[scope]
@@ -115,22 +121,27 @@ def test_feature_maps_at_rectangular_sizes(scope, size):
     ]
 
 
-@pytest.mark.parametrize('size', [(64, 64), (128, 64), (64, 192), (192, 128)])
-@pytest.mark.parametrize(
-    ('name', 'expected'),
-    [
-        ('detection/retinanet_vit-base-p16-repl_sfp_8xb2-1x_coco.py', (8, 16, 32, 64, 128)),
-        ('segmentation/vit-base-p16-repl_upernet_4xb2-40k_cityscapes-512x1024.py', (4, 8, 16, 32)),
-    ],
-)
-def test_pyramids_over_a_vision_transformer(name, expected, size):
-    """The backbone is made small; strides are the pyramid's."""
+PYRAMIDS = {
+    'detection/retinanet_vit-base-p16-repl_sfp_8xb2-1x_coco.py': (8, 16, 32, 64, 128),
+    'segmentation/vit-base-p16-repl_upernet_4xb2-40k_cityscapes-512x1024.py': (4, 8, 16, 32),
+}
+
+
+@pytest.fixture(scope='module', params=PYRAMIDS)
+def pyramid(request):
+    """A model over a Vision Transformer, whose MLPs are made narrow, and the strides of its pyramid."""
+    name = request.param
     config = Config.fromfile(ROOT / 'configs' / name)
     arch = dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=32)
     config.model.backbone.update(arch=arch, init_cfg=None)
     config = Config.fromstring(config.pretty_text.replace('SyncBN', 'BN'), '.py')
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        model = MODELS.build(config.model).eval()
+        return MODELS.build(config.model).eval(), PYRAMIDS[name]
+
+
+@pytest.mark.parametrize('size', [(64, 64), (128, 64), (64, 192), (192, 128)])
+def test_pyramids_over_a_vision_transformer(pyramid, size):
+    model, expected = pyramid
     with torch.no_grad():
         maps = model.extract_feat(torch.randn(1, 3, *size))
     assert [tuple(m.shape[2:]) for m in maps] == [tuple(-(-s // stride) for s in size) for stride in expected]

@@ -25,6 +25,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 import repl_mm.export.quantization
+from repl_mm.backbones import ReplResNet
 from repl_mm.benchmark import timing
 from repl_mm.deployment import RawOutputs, deploy, relative_difference
 from repl_mm.engine.checkpoints import load_local
@@ -34,10 +35,13 @@ from repl_mm.layers import ComputingBasicBlock
 
 DEMOS = Path(__file__).parents[2] / 'configs' / 'demo'
 TASKS = ['resnet32-repl', 'vit-tiny-repl', 'retinanet_r34-repl_fpn', 'deeplabv3plus_r34-d8-repl']
+ONE_STAGE = dict(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
+# Three blocks, the middle one a site.
 REPL = CLASSIFIER.replace(
     "type='ResNet_CIFAR', depth=18, base_channels=8",
-    "type='repl_mm.ReplResNetCIFAR', depth=32, repl=dict(policy='interval', every=4)",
-)
+    "type='repl_mm.ReplResNetCIFAR', depth=34, stem_channels=16, base_channels=16, "
+    f"repl=dict(policy='interval', every=2), **{ONE_STAGE}",
+).replace('in_channels=64', 'in_channels=16')
 
 
 def build(config: Config) -> nn.Module:
@@ -48,7 +52,14 @@ def build(config: Config) -> nn.Module:
 
 
 def demo(name: str) -> nn.Module:
-    return build(Config.fromfile(DEMOS / f'{name}_digits.py'))
+    """The model of a demo; classifiers with five blocks, the fourth one a site."""
+    config = Config.fromfile(DEMOS / f'{name}_digits.py')
+    if 'vit' in name:
+        config.model.backbone.arch = dict(embed_dims=192, num_layers=5, num_heads=3, feedforward_channels=768)
+    elif 'resnet32' in name:
+        config.model.backbone.update(ONE_STAGE)
+        config.model.head.in_channels = 16
+    return build(config)
 
 
 @pytest.fixture(scope='module')
@@ -134,7 +145,9 @@ def test_exports_equal_the_dynamic_model(name):
 
 @pytest.mark.parametrize('prepare', [deploy, copy.deepcopy], ids=['deployed', 'as trained'])
 def test_a_backbone_is_exported_alone(prepare):
-    backbone = prepare(demo('retinanet_r34-repl_fpn')).backbone
+    """Feature maps of two stages, with a site in either."""
+    options = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+    backbone = prepare(randomise(ReplResNet(34, repl=dict(policy='interval', every=2), **options)).eval())
     program = trace(backbone, (128, 160))
     assert check(backbone, program, as_onnx(program, model=backbone), format='onnx') <= 1e-5
 
@@ -293,7 +306,7 @@ def test_a_model_that_differs_is_not_written(trained, tmp_path):
 def test_a_full_disk_leaves_nothing(trained, tmp_path):
     """The limit of a file's size stands in for a full disk; both are an OSError while writing."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
         code, _, stderr = run('deploy', trained / 'net.py', trained / 'net.pth', tmp_path / 'out')
     finally:
