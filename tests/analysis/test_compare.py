@@ -4,6 +4,7 @@ Oracle: records written by hand with changes worked out by hand.
 """
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -183,6 +184,25 @@ def test_the_model_is_that_of_the_training_not_of_a_later_test(pair):
     assert compare(pair).runs[1].complexity.parameters == 369_488
 
 
+def test_the_model_is_that_of_the_latest_training(pair):
+    folder = pair[1]
+    write_log(folder, train_line(30, 0.1), start='20261122_000000')
+    for start, repl in (('20261121_000000', 'None'), ('20261122_000000', "dict(policy='interval', every=4)")):
+        (folder / start / 'vis_data' / 'config.py').write_text(CONFIG.format(repl=repl))
+    (folder / 'config.py').write_text(CONFIG.format(repl='None'))
+    assert compare(pair).runs[1].complexity.parameters == 369_488
+
+
+def test_of_configs_at_the_top_the_last_written_counts(pair):
+    """Where the visualizer left none beside its log."""
+    folder = pair[1]
+    (folder / 'aa.py').write_text(CONFIG.format(repl='None'))
+    (folder / 'zz.py').write_text(CONFIG.format(repl='None'))
+    for age, name in enumerate(('config.py', 'aa.py', 'zz.py')):
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    assert compare(pair).runs[1].complexity.parameters == 369_488
+
+
 def test_validations_are_counted_as_the_logger_does(pair):
     """In epochs unless the logger is told otherwise, as in mmseg's schedules by iteration."""
     config = pair[1] / 'config.py'
@@ -220,8 +240,8 @@ def test_what_is_unknown_is_a_dash(pair, tmp_path):
 
 def test_runs_that_know_nothing(tmp_path):
     runs = [write_run(tmp_path / name, **UNKNOWN) for name in 'ab']
-    for run in runs:
-        next(run.glob('*/vis_data/scalars.json')).unlink()
+    for folder in runs:
+        next(folder.glob('*/vis_data/scalars.json')).unlink()
     comparison = compare(runs)
     assert [row.label for row in comparison.rows] == [
         'Parameters',

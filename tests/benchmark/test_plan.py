@@ -34,10 +34,11 @@ def savings(monkeypatch):
     """Every site saves 4 % of time and 2 % of memory by prediction; what is measured is set by the test."""
     step_seconds, step_mib = 0.5, 256.0  # far apart, so that neither can stand for the other
 
-    def set_up(measured, *, time=(0.04,) * 3, memory=(0.02,) * 3):
+    def set_up(measured, *, time=(0.04,) * 3, memory=(0.02,) * 3, frozen=()):
         def measure_site_profile(config, forms, **options):
             layout = TrainingStep(config, **STEP).model.backbone.layout()
-            parts = SiteProfile(layout, layout.eligible(), [], mib=step_mib, seconds=step_seconds)
+            eligible = [site for site in layout.eligible() if site not in frozen]
+            parts = SiteProfile(layout, eligible, list(frozen), mib=step_mib, seconds=step_seconds)
             for _ in forms:
                 parts.site_seconds.append({stage: share * step_seconds for stage, share in enumerate(time)})
                 parts.site_mib.append({stage: share * step_mib for stage, share in enumerate(memory)})
@@ -170,7 +171,7 @@ def test_a_site_saves_the_time_of_its_own_stage_and_of_its_parameters_in_the_opt
 
 
 def test_the_prediction_is_the_sum_of_the_sites_over_the_whole_step(counted_time, monkeypatch):
-    row = StepCost(model='', variant='', backend='', batch=4, size='', time=1.0, memory=1.0)
+    row = MeasuredStep(model='', variant='', backend='', batch=4, size='', time=1.0, memory=1.0)
     monkeypatch.setattr(planning, 'measure_steps', lambda variants, **_: [row, row])
     config = Config.fromfile(RESNET)
     with Operations() as counted:
@@ -213,6 +214,23 @@ def test_predicted_memory_is_that_of_the_equations(path, state, side, monkeypatc
         expected = 4 * saved.activations + (4 + state) * saved.parameters
         assert predicted[site.stage] == pytest.approx(expected / MIB, rel=1e-3)
     assert parts.site_mib[1][site.stage] > parts.site_mib[0][site.stage]
+
+
+def test_a_plan_says_which_positions_are_frozen_and_takes_none_of_them(savings):
+    frozen = tuple(Site(0, index) for index in (1, 2, 3))
+    asked = savings(lambda repl: (0.0, 0.0), frozen=frozen)
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.9, None), **OPTIONS)
+    assert (plan.frozen, plan.positions) == (frozen, (6, 4))
+    assert {site[0] for repl in asked for site in repl['sites']} == {1, 2}
+
+
+def test_what_does_not_fit_twice_asks_for_a_smaller_batch(savings, monkeypatch):
+    """Where E2E and RepL do not fit into memory together, there is no ratio of their times."""
+    savings(lambda repl: (0.0, 0.0))
+    row = MeasuredStep(model='', variant='', backend='', batch=4, size='', note='out of memory')
+    monkeypatch.setattr(planning, 'measure_steps', lambda variants, **_: [row, row])
+    with pytest.raises(ValueError, match=r'a batch of 4 does not fit into memory twice.* take a smaller one'):
+        make_plan(Config.fromfile(RESNET), Saving(0.1, None), **OPTIONS)
 
 
 def test_positions_in_frozen_stages_are_left_out():
