@@ -90,6 +90,21 @@ def test_a_prediction_that_promised_too_little_is_corrected(savings):
     assert (plan.reached, number(plan.chosen.repl)) == (True, 2)
 
 
+def test_one_measurement_without_any_saving_is_not_the_end(savings):
+    """It corrects predictions to a quarter, not to nothing: two sites are tried before all that fit."""
+    asked = savings(lambda repl: (0.06 * number(repl) if number(repl) > 1 else 0.0, 0.0), time=(0.21,) * 3)
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.10, None), **OPTIONS)
+    assert [number(repl) for repl in asked] == [1, 2]
+    assert (plan.reached, number(plan.chosen.repl)) == (True, 2)
+
+
+def test_differences_within_noise_leave_the_sites_spread_evenly(savings):
+    """0.25 % of what is asked is less than can be measured, so that one site stands in the middle."""
+    savings(lambda repl: (1.0, 1.0), time=(0.0404, 0.0404, 0.0405))
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.04, None), **OPTIONS)
+    assert plan.chosen.repl['sites'] == [(1, 2)]
+
+
 def test_both_targets_must_be_reached(savings):
     savings(lambda repl: (0.04 * number(repl), 0.021 * number(repl)))
     plan = make_plan(Config.fromfile(RESNET), Saving(0.08, 0.08), **OPTIONS)
