@@ -112,9 +112,9 @@ def segmentation_batch(model: nn.Module) -> dict:
 
     samples = []
     for _ in range(2):
-        labels = PixelData(data=torch.randint(0, 19, (1, 64, 128)))
-        samples.append(SegDataSample(gt_sem_seg=labels, metainfo=dict(img_shape=(64, 128), ori_shape=(64, 128))))
-    return dict(inputs=[torch.randint(0, 255, (3, 64, 128), dtype=torch.uint8)] * 2, data_samples=samples)
+        labels = PixelData(data=torch.randint(0, 19, (1, 32, 64)))
+        samples.append(SegDataSample(gt_sem_seg=labels, metainfo=dict(img_shape=(32, 64), ori_shape=(32, 64))))
+    return dict(inputs=[torch.randint(0, 255, (3, 32, 64), dtype=torch.uint8)] * 2, data_samples=samples)
 
 
 BATCHES = dict(mmdet=detection_batch, mmseg=segmentation_batch)
@@ -126,7 +126,7 @@ def test_a_step_of_each_dense_recipe(path):
     config = Config.fromfile(path)
     config.model.backbone.init_cfg = None
     if config.default_scope == 'mmseg':
-        config.model.data_preprocessor.size = (64, 128)
+        config.model.data_preprocessor.size = (32, 64)
     model = revert_sync_batchnorm(randomise(build(config))).train()
     with DefaultScope.overwrite_default_scope(config.default_scope):
         optimizer = build_optim_wrapper(model, config.optim_wrapper)
@@ -169,7 +169,7 @@ def test_an_upstream_config_with_another_backbone_trains_and_evaluates(name):
     config.model.pop('pretrained', None)
     config.model.backbone.update(override)
     if config.default_scope == 'mmseg':
-        config.model.data_preprocessor.update(size=(64, 128))
+        config.model.data_preprocessor.update(size=(32, 64))
         config = Config.fromstring(config.pretty_text.replace('SyncBN', 'BN'), '.py')
     model = randomise(build(config).train())
     layers = computing_layers(model)
@@ -194,4 +194,4 @@ def test_an_upstream_config_with_another_backbone_trains_and_evaluates(name):
     elif config.default_scope == 'mmdet':
         assert predictions[0].pred_instances.bboxes.shape[1] == 4
     else:
-        assert predictions[0].pred_sem_seg.data.shape == (1, 64, 128)
+        assert predictions[0].pred_sem_seg.data.shape == (1, 32, 64)

@@ -4,12 +4,14 @@ Oracle: records written by hand with changes worked out by hand.
 """
 
 import json
-import runpy
+import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from cli_helpers import run
 from mmengine.logging import MMLogger
 from PIL import Image
 
@@ -71,22 +73,10 @@ def pair(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def run_tool(monkeypatch, capsys):
-    """Runs the tool in this process; gives its exit code and what it wrote to stdout and stderr."""
+def run_tool(monkeypatch):
     # The tool silences the logger for good.
     monkeypatch.setattr(MMLogger, 'setLevel', lambda *args: None)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, 'argv', ['compare.py', *map(str, args)])
-        monkeypatch.delitem(sys.modules, 'repl_mm.cli.compare', raising=False)  # as in a new process
-        code = 0
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+    return partial(run, 'compare')
 
 
 def test_values_and_changes_by_hand(pair):
@@ -194,6 +184,25 @@ def test_the_model_is_that_of_the_training_not_of_a_later_test(pair):
     assert compare(pair).runs[1].complexity.parameters == 369_488
 
 
+def test_the_model_is_that_of_the_latest_training(pair):
+    folder = pair[1]
+    write_log(folder, train_line(30, 0.1), start='20261122_000000')
+    for start, repl in (('20261121_000000', 'None'), ('20261122_000000', "dict(policy='interval', every=4)")):
+        (folder / start / 'vis_data' / 'config.py').write_text(CONFIG.format(repl=repl))
+    (folder / 'config.py').write_text(CONFIG.format(repl='None'))
+    assert compare(pair).runs[1].complexity.parameters == 369_488
+
+
+def test_of_configs_at_the_top_the_last_written_counts(pair):
+    """Where the visualizer left none beside its log."""
+    folder = pair[1]
+    (folder / 'aa.py').write_text(CONFIG.format(repl='None'))
+    (folder / 'zz.py').write_text(CONFIG.format(repl='None'))
+    for age, name in enumerate(('config.py', 'aa.py', 'zz.py')):
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    assert compare(pair).runs[1].complexity.parameters == 369_488
+
+
 def test_validations_are_counted_as_the_logger_does(pair):
     """In epochs unless the logger is told otherwise, as in mmseg's schedules by iteration."""
     config = pair[1] / 'config.py'
@@ -231,8 +240,8 @@ def test_what_is_unknown_is_a_dash(pair, tmp_path):
 
 def test_runs_that_know_nothing(tmp_path):
     runs = [write_run(tmp_path / name, **UNKNOWN) for name in 'ab']
-    for run in runs:
-        next(run.glob('*/vis_data/scalars.json')).unlink()
+    for folder in runs:
+        next(folder.glob('*/vis_data/scalars.json')).unlink()
     comparison = compare(runs)
     assert [row.label for row in comparison.rows] == [
         'Parameters',
@@ -245,12 +254,12 @@ def test_runs_that_know_nothing(tmp_path):
 def test_names_with_marks_of_rich_and_markdown(tmp_path, run_tool):
     runs = [write_run(tmp_path / name) for name in ('a|b', 'lr[bold]')]
     assert '|  | a\\|b | lr\\[bold] |' in as_markdown(compare(runs)).splitlines()
-    assert 'lr[bold]' in run_tool(*runs)[1]
+    assert 'lr[bold]' in run_tool(*runs).out
 
 
 def test_files_go_to_the_folder_that_all_runs_are_in(tmp_path, run_tool):
     runs = [write_run(tmp_path / parent / name) for parent, name in (('x', 'E2E'), ('y', 'RepL'))]
-    assert run_tool(*runs)[0] == 0
+    assert run_tool(*runs).code == 0
     assert [path.parent for path in tmp_path.rglob('comparison.*')] == [tmp_path] * 3
 
 
@@ -326,5 +335,5 @@ def test_nothing_is_written_when_something_cannot_be_made(pair, tmp_path, monkey
         raise ValueError('no picture today')
 
     monkeypatch.setattr(plot, 'as_png', fail)
-    assert run_tool(*pair, '--out', tmp_path / 'out')[0] == 2
+    assert run_tool(*pair, '--out', tmp_path / 'out').code == 2
     assert not (tmp_path / 'out').exists()

@@ -167,7 +167,7 @@ def test_a_position_embedding_is_resized_to_a_rectangle():
 
 
 def test_batches_of_mixed_sizes_and_images_without_objects():
-    """Padding must not matter: in eval mode an image alone gives the boxes that it gives in the batch."""
+    """They train, and boxes lie within their own image, whatever it was padded to."""
     model = randomise(build('mmdet', type=OURS['mmdet'], repl=dict(policy='interval', every=4)))
     sizes = [(64, 96), (96, 64)]
     samples = [boxes_of([8, 8, 56, 40], size=sizes[0]), boxes_of(size=sizes[1])]

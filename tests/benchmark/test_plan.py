@@ -34,10 +34,11 @@ def savings(monkeypatch):
     """Every site saves 4 % of time and 2 % of memory by prediction; what is measured is set by the test."""
     step_seconds, step_mib = 0.5, 256.0  # far apart, so that neither can stand for the other
 
-    def set_up(measured, *, time=(0.04,) * 3, memory=(0.02,) * 3):
+    def set_up(measured, *, time=(0.04,) * 3, memory=(0.02,) * 3, frozen=()):
         def measure_site_profile(config, forms, **options):
             layout = TrainingStep(config, **STEP).model.backbone.layout()
-            parts = SiteProfile(layout, layout.eligible(), [], mib=step_mib, seconds=step_seconds)
+            eligible = [site for site in layout.eligible() if site not in frozen]
+            parts = SiteProfile(layout, eligible, list(frozen), mib=step_mib, seconds=step_seconds)
             for _ in forms:
                 parts.site_seconds.append({stage: share * step_seconds for stage, share in enumerate(time)})
                 parts.site_mib.append({stage: share * step_mib for stage, share in enumerate(memory)})
@@ -87,6 +88,21 @@ def test_a_prediction_that_promised_too_little_is_corrected(savings):
     plan = make_plan(Config.fromfile(RESNET), Saving(0.11, None), **OPTIONS)
     assert [number(repl) for repl in asked] == [3, 2]
     assert (plan.reached, number(plan.chosen.repl)) == (True, 2)
+
+
+def test_one_measurement_without_any_saving_is_not_the_end(savings):
+    """It corrects predictions to a quarter, not to nothing: two sites are tried before all that fit."""
+    asked = savings(lambda repl: (0.06 * number(repl) if number(repl) > 1 else 0.0, 0.0), time=(0.21,) * 3)
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.10, None), **OPTIONS)
+    assert [number(repl) for repl in asked] == [1, 2]
+    assert (plan.reached, number(plan.chosen.repl)) == (True, 2)
+
+
+def test_differences_within_noise_leave_the_sites_spread_evenly(savings):
+    """0.25 % of what is asked is less than can be measured, so that one site stands in the middle."""
+    savings(lambda repl: (1.0, 1.0), time=(0.0404, 0.0404, 0.0405))
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.04, None), **OPTIONS)
+    assert plan.chosen.repl['sites'] == [(1, 2)]
 
 
 def test_both_targets_must_be_reached(savings):
@@ -213,6 +229,23 @@ def test_predicted_memory_is_that_of_the_equations(path, state, side, monkeypatc
         expected = 4 * saved.activations + (4 + state) * saved.parameters
         assert predicted[site.stage] == pytest.approx(expected / MIB, rel=1e-3)
     assert parts.site_mib[1][site.stage] > parts.site_mib[0][site.stage]
+
+
+def test_a_plan_says_which_positions_are_frozen_and_takes_none_of_them(savings):
+    frozen = tuple(Site(0, index) for index in (1, 2, 3))
+    asked = savings(lambda repl: (0.0, 0.0), frozen=frozen)
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.9, None), **OPTIONS)
+    assert (plan.frozen, plan.positions) == (frozen, (6, 4))
+    assert {site[0] for repl in asked for site in repl['sites']} == {1, 2}
+
+
+def test_what_does_not_fit_twice_asks_for_a_smaller_batch(savings, monkeypatch):
+    """Where E2E and RepL do not fit into memory together, there is no ratio of their times."""
+    savings(lambda repl: (0.0, 0.0))
+    row = MeasuredStep(model='', variant='', backend='', batch=4, size='', note='out of memory')
+    monkeypatch.setattr(planning, 'measure_steps', lambda variants, **_: [row, row])
+    with pytest.raises(ValueError, match=r'a batch of 4 does not fit into memory twice.* take a smaller one'):
+        make_plan(Config.fromfile(RESNET), Saving(0.1, None), **OPTIONS)
 
 
 def test_positions_in_frozen_stages_are_left_out():

@@ -18,7 +18,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from repl_mm.backbones import ReplResNetCIFAR
 from repl_mm.engine.cpu import GlooBatchNorm, synchronise_batch_norms
 from repl_mm.surgery import check_links
 
@@ -224,6 +223,7 @@ def test_batch_norm_over_processes_equals_the_joint_batch(tmp_path):
 
 @pytest.mark.parametrize('every', [False, True])
 def test_only_the_norms_that_ask_for_it_are_synchronised(every):
+    from repl_mm.backbones import ReplResNetCIFAR  # not above, as each spawned process reads this file
 
     backbone = ReplResNetCIFAR(depth=32, repl=dict(policy='interval', every=4))
     backbone.layer1[1].norm1.__class__ = nn.SyncBatchNorm

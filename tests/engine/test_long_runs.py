@@ -412,8 +412,12 @@ def test_a_run_goes_on_from_a_checkpoint_of_mmengines_own_hook(train):
     assert same(end_of(work_dir), end_of(work_dir.with_name('whole')))
 
 
-def test_early_stopping_goes_on_counting(train, monkeypatch):
-    """Oracle: the run that is not interrupted ends when the score has not risen for two validations."""
+@pytest.mark.parametrize('validations', [0, 1])
+def test_early_stopping_goes_on_counting(train, validations):
+    """Oracle: the run that is not interrupted ends when the score has not risen for two validations.
+
+    The validation in which the other one is interrupted is done again, those before it are not.
+    """
     stopping = """
 val_dataloader = dict(train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
 val_cfg = dict()
@@ -427,14 +431,14 @@ train_cfg = dict(by_epoch=True, max_epochs=6)
             self.results.append(0)
 
         def compute_metrics(self, results):
-            if sent_once:
-                os.kill(os.getpid(), sent_once.pop())
+            if signals and (number := signals.pop(0)):
+                os.kill(os.getpid(), number)
             return dict(score=0.5)
 
     METRICS.register_module(name='Constant', module=Constant, force=True)
-    sent_once: list[int] = []
+    signals: list[int] = []
     _, _, whole = train('whole', change=stopping)
-    sent_once.append(signal.SIGTERM)  # in the first validation
+    signals += [0] * validations + [signal.SIGTERM]
     assert train('broken', change=stopping)[0] == 143
     _, _, work_dir = train('broken', '--resume', change=stopping)
     names = [sorted(path.name for path in folder.glob('*.pth')) for folder in (whole, work_dir)]
