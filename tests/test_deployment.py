@@ -225,10 +225,10 @@ def test_mmpretrain_tool_reparameterises(tmp_path):
 def test_checkpoints_of_the_other_form_are_told_apart(name):
     model = dynamic(name)
     static = deploy(model)
-    with pytest.raises(ValueError, match=r'has a deployed layer at .* this backbone has a (ComputingBasic|Scalar)'):
+    with pytest.raises(ValueError, match=r'has a deployed layer at .* this network has a (ComputingBasic|Scalar)'):
         model.load_state_dict(static.state_dict(), strict=False)
     with pytest.raises(
-        ValueError, match=r'has a computing layer at .* this backbone has a StaticLayer.*written beside'
+        ValueError, match=r'has a computing layer at .* this network has a StaticLayer.*written beside'
     ):
         static.load_state_dict(model.state_dict(), strict=False)
 

@@ -98,12 +98,16 @@ def read(block: nn.Module) -> Parts:
 
 def norm_pairs(block: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
     """Convolutions of a residual block, its shortcut's among them, each with the norm that follows it at once."""
-    parts = read(block)
+    try:
+        parts = read(block)
+    except ValueError:  # what stands between its convolutions and norms is not known, or they are folded already
+        return
     if not isinstance(parts, ResidualParts):
         return
     yield from zip(parts.convs, parts.norms, strict=True)
-    if isinstance(block.downsample, nn.Sequential):
-        yield from _pairs_in(block.downsample)
+    shortcut = getattr(block, 'downsample', None)
+    if isinstance(shortcut, nn.Sequential):
+        yield from _pairs_in(shortcut)
 
 
 def _refuse(block: nn.Module, reason: str) -> None:
