@@ -227,9 +227,7 @@ def test_checkpoints_of_the_other_form_are_told_apart(name):
     static = deploy(model)
     with pytest.raises(ValueError, match=r'has a deployed layer at .* this network has a (ComputingBasic|Scalar)'):
         model.load_state_dict(static.state_dict(), strict=False)
-    with pytest.raises(
-        ValueError, match=r'has a computing layer at .* this network has a StaticLayer.*written beside'
-    ):
+    with pytest.raises(ValueError, match=r'has a computing layer at .* this network has a StaticLayer.*written beside'):
         static.load_state_dict(model.state_dict(), strict=False)
 
 

@@ -201,7 +201,7 @@ def test_initial_coefficients():
 
 def test_a_neighbour_of_another_shape_is_refused():
     removed, _, next = bottleneck()
-    with pytest.raises(ValueError, match=r"left .* convolution 1 has shape \(8, 16, 1, 1\) where \(8, 32, 1, 1\)"):
+    with pytest.raises(ValueError, match=r'left .* convolution 1 has shape \(8, 16, 1, 1\) where \(8, 32, 1, 1\)'):
         site(ComputingBottleneck, (removed, Bottleneck(16, 8, downsample=nn.Conv2d(16, 32, 1)), next))
 
 

@@ -1,18 +1,12 @@
-"""Contract: ``replace`` and ``deploy`` work on networks as their libraries build them, and refuse what they cannot do.
+"""Contract: ``replace`` and ``deploy`` work on networks as their libraries build them.
 
-Oracles: :mod:`oracles`, fed with weights that are looked up here by the libraries' own names; the dynamic network for the deployed one; the network as it was for state dicts; gradients and outputs of the same network run otherwise.
-Networks are the libraries' own, built narrow and for small images.
+Oracles: :mod:`oracles`, fed with weights that are looked up here by the libraries' own names; the dynamic network for
+the deployed one. Networks are the libraries' own, built narrow and for small images.
 """
 
-import ast
-import copy
-import importlib
-import io
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import oracles
@@ -21,26 +15,20 @@ import timm
 import torch
 import torchvision
 from helpers import randomise
-from mmengine.model import ExponentialMovingAverage
-from mmpretrain.models.backbones import SEResNet, VisionTransformer
-from mmseg.models.backbones import ResNet
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck
-from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+from torchvision.models.swin_transformer import SwinTransformer
 
 import repl_mm
 from repl_mm.deployment import relative_difference
 from repl_mm.layers import (
     ComputingLayer,
-    HeadwiseTransformerLayer,
     ScalarTransformerLayer,
     StaticLayer,
     TransformerParts,
     reads,
 )
-from repl_mm.layers.parts import READERS
-from repl_mm.surgery import computing_layers, find_stages
+from repl_mm.surgery import computing_layers
 
 # --- Networks ---
 
