@@ -166,6 +166,7 @@ def _nothing_found(network: nn.Module, reasons: Sequence[str]) -> str:
     return (
         f'{name} has no blocks that a reader knows. Most of its blocks are of class {block}; say once what one of them '
         f'lends, for a pre-norm transformer:\n'
+        f'import repl_mm.layers\n'
         f'@repl_mm.layers.reads({short})\n'
         f'def _(block):\n'
         f'    return repl_mm.layers.TransformerParts(\n'

@@ -13,14 +13,14 @@ from repl_mm.layers import ComputingLayer
 def randomise(module: nn.Module) -> nn.Module:
     """Give norms, biases and coefficients random values: fresh ones hide most errors."""
     for child in module.modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.running_mean is not None:
             child.running_mean.normal_()
             child.running_var.uniform_(0.5, 2)
-        if isinstance(child, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
+        if isinstance(child, nn.modules.batchnorm._BatchNorm | nn.LayerNorm) and child.weight is not None:
             nn.init.uniform_(child.weight, 0.5, 1.5)
         if isinstance(child, ComputingLayer):
-            nn.init.normal_(child.alpha)
-            nn.init.normal_(child.beta)
+            for name in child.coefficients:
+                nn.init.normal_(getattr(child, name))
         if isinstance(getattr(child, 'bias', None), nn.Parameter):
             nn.init.normal_(child.bias, std=0.1)
     return module

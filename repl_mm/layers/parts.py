@@ -93,17 +93,37 @@ def read(block: nn.Module) -> Parts:
     reader = find_reader(block)
     if reader is None:
         raise ValueError(f'no reader knows {full_name(type(block))}: register one by repl_mm.layers.reads')
-    return reader(block)
+    parts = reader(block)
+    _check(block, parts)
+    return parts
+
+
+def _check(block: nn.Module, parts: Parts) -> None:
+    """Refuse weights that mean something else than in torch's own layers, whoever wrote the reader."""
+    if isinstance(parts, ResidualParts):
+        if odd := {type(conv).__name__ for conv in parts.convs if type(conv) is not nn.Conv2d}:
+            _refuse(block, f'has convolutions of type {", ".join(sorted(odd))}')
+        if any(conv.bias is not None for conv in parts.convs):
+            _refuse(block, 'has convolutions with a bias')
+        return
+    if odd := {
+        type(linear).__name__ for linear in (parts.proj, *(parts.mlp or ())) if not isinstance(linear, nn.Linear)
+    }:
+        _refuse(block, f'has linear layers of type {", ".join(sorted(odd))} instead of nn.Linear')
 
 
 def norm_pairs(block: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
     """Convolutions of a residual block, its shortcut's among them, each with the norm that follows it at once."""
-    parts = read(block)
+    try:
+        parts = read(block)
+    except ValueError:  # what stands between its convolutions and norms is not known, or they are folded already
+        return
     if not isinstance(parts, ResidualParts):
         return
     yield from zip(parts.convs, parts.norms, strict=True)
-    if isinstance(block.downsample, nn.Sequential):
-        yield from _pairs_in(block.downsample)
+    shortcut = getattr(block, 'downsample', None)
+    if isinstance(shortcut, nn.Sequential):
+        yield from _pairs_in(shortcut)
 
 
 def _refuse(block: nn.Module, reason: str) -> None:
@@ -112,11 +132,6 @@ def _refuse(block: nn.Module, reason: str) -> None:
 
 def _residual(block: nn.Module, norms: tuple[nn.Module, ...], activation: Activation) -> ResidualParts:
     convs = tuple(getattr(block, f'conv{number}') for number in range(1, len(norms) + 1))
-    odd = sorted({type(conv).__name__ for conv in convs if type(conv) is not nn.Conv2d})
-    if odd:
-        _refuse(block, f'has convolutions of type {", ".join(odd)}')
-    if any(conv.bias is not None for conv in convs):
-        _refuse(block, 'has convolutions with a bias')
     return ResidualParts(convs, norms, activation)
 
 
@@ -152,19 +167,6 @@ def _timm_residual(block: nn.Module) -> ResidualParts:
     return _residual(block, norms, getattr(block, f'act{len(norms)}'))
 
 
-def _transformer(
-    block: nn.Module,
-    proj: nn.Module,
-    norms: tuple[nn.Module, nn.Module],
-    mlp: tuple[nn.Module, nn.Module] | None,
-    activation: Activation,
-    num_heads: int,
-) -> TransformerParts:
-    if not isinstance(proj, nn.Linear):
-        _refuse(block, f'projects its attention by {type(proj).__name__}, not by nn.Linear')
-    return TransformerParts(proj, *norms, mlp, activation, num_heads)
-
-
 def _ffn(block: nn.Module) -> tuple[tuple[nn.Linear, nn.Linear] | None, Activation]:
     """The MLP of mmcv."""
     ffn = block.ffn
@@ -181,13 +183,13 @@ def _mmpretrain_vit(block: nn.Module) -> TransformerParts:
         _refuse(block, 'has layer scale')
     if block.attn.v_shortcut:
         _refuse(block, 'adds its values to its attention')
-    return _transformer(block, block.attn.proj, (block.ln1, block.ln2), *_ffn(block), block.attn.num_heads)
+    return TransformerParts(block.attn.proj, block.ln1, block.ln2, *_ffn(block), block.attn.num_heads)
 
 
 @reads('mmseg.models.backbones.vit.TransformerEncoderLayer')
 def _mmseg_vit(block: nn.Module) -> TransformerParts:
     attention = block.attn.attn
-    return _transformer(block, attention.out_proj, (block.norm1, block.norm2), *_ffn(block), attention.num_heads)
+    return TransformerParts(attention.out_proj, block.norm1, block.norm2, *_ffn(block), attention.num_heads)
 
 
 @reads(
@@ -197,20 +199,20 @@ def _mmseg_vit(block: nn.Module) -> TransformerParts:
 )
 def _openmmlab_swin(block: nn.Module) -> TransformerParts:
     attention = block.attn.w_msa
-    return _transformer(block, attention.proj, (block.norm1, block.norm2), *_ffn(block), attention.num_heads)
+    return TransformerParts(attention.proj, block.norm1, block.norm2, *_ffn(block), attention.num_heads)
 
 
 @reads('torchvision.models.vision_transformer.EncoderBlock')
 def _torchvision_vit(block: nn.Module) -> TransformerParts:
     attention, mlp = block.self_attention, block.mlp
     norms = (block.ln_1, block.ln_2)
-    return _transformer(block, attention.out_proj, norms, (mlp[0], mlp[3]), mlp[1], attention.num_heads)
+    return TransformerParts(attention.out_proj, *norms, (mlp[0], mlp[3]), mlp[1], attention.num_heads)
 
 
 @reads('torchvision.models.swin_transformer.SwinTransformerBlock')
 def _torchvision_swin(block: nn.Module) -> TransformerParts:
     mlp, norms = block.mlp, (block.norm1, block.norm2)
-    return _transformer(block, block.attn.proj, norms, (mlp[0], mlp[3]), mlp[1], block.attn.num_heads)
+    return TransformerParts(block.attn.proj, *norms, (mlp[0], mlp[3]), mlp[1], block.attn.num_heads)
 
 
 def _timm_mlp(block: nn.Module) -> tuple[tuple[nn.Linear, nn.Linear] | None, Activation]:
@@ -227,12 +229,12 @@ def _timm_vit(block: nn.Module) -> TransformerParts:
     if not isinstance(attention.norm, nn.Identity) or attention.gate is not None:
         _refuse(block, 'norms or gates what its attention projects')
     # A norm of queries and keys is no matter: a computing layer has neither.
-    return _transformer(block, attention.proj, (block.norm1, block.norm2), *_timm_mlp(block), attention.num_heads)
+    return TransformerParts(attention.proj, block.norm1, block.norm2, *_timm_mlp(block), attention.num_heads)
 
 
 @reads('timm.models.swin_transformer.SwinTransformerBlock')
 def _timm_swin(block: nn.Module) -> TransformerParts:
-    return _transformer(block, block.attn.proj, (block.norm1, block.norm2), *_timm_mlp(block), block.attn.num_heads)
+    return TransformerParts(block.attn.proj, block.norm1, block.norm2, *_timm_mlp(block), block.attn.num_heads)
 
 
 @reads('torch.nn.modules.transformer.TransformerEncoderLayer')
@@ -240,7 +242,7 @@ def _torch_encoder(block: nn.TransformerEncoderLayer) -> TransformerParts:
     if not block.norm_first:
         _refuse(block, 'norms behind its sums (build it with norm_first=True)')
     attention, norms, mlp = block.self_attn, (block.norm1, block.norm2), (block.linear1, block.linear2)
-    return _transformer(block, attention.out_proj, norms, mlp, block.activation, attention.num_heads)
+    return TransformerParts(attention.out_proj, *norms, mlp, block.activation, attention.num_heads)
 
 
 # Backbones whose stem is a sequence, or one convolution with a norm.

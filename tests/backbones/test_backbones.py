@@ -29,7 +29,7 @@ from repl_mm.backbones import (
     ReplResNeXt,
     ReplViT,
 )
-from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck, ComputingLayer
+from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck, ComputingLayer, Drop
 from repl_mm.surgery import computing_layers
 
 EVERY_4TH = dict(policy='interval', every=4)
@@ -195,7 +195,7 @@ def test_sites_and_forms_are_where_the_config_says():
     assert names == ['layer3.3', 'layer3.7', 'layer3.11', 'layer3.15', 'layer3.19']
     assert all(isinstance(layer, ComputingBottleneck) for layer in computing_layers(network))
     dropped = ReplResNet(101, repl=EVERY_4TH | dict(form='drop'))
-    assert [n for n, m in dropped.named_modules() if type(m) is nn.Identity] == names
+    assert [n for n, m in dropped.named_modules() if isinstance(m, Drop)] == names
 
 
 def test_a_dropped_network_is_the_parent_without_those_blocks():

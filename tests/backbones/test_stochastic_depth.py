@@ -72,13 +72,13 @@ def test_evaluation_keys_and_deployment_stay_as_they_are(kind):
 
 def test_transitions_and_computing_layers_are_never_skipped():
     network = NETWORKS['basic'](stochastic_depth=0.5)
-    rates = [getattr(block, 'skip_rate', None) for stage in network.stages().values() for block in stage]
+    rates = [getattr(block, 'skip_rate', 0) for stage in network.repl_stages().values() for block in stage]
     never = [
         isinstance(block, ComputingLayer) or block.downsample is not None
-        for stage in network.stages().values()
+        for stage in network.repl_stages().values()
         for block in stage
     ]
-    assert [rate is None for rate in rates] == never
+    assert [rate == 0 for rate in rates] == never
     assert rates[0] == 0.5 / 16
     assert rates[-1] == 0.5
     dropped = ReplResNet(34, base_channels=8, repl=SITES | dict(form='drop'), stochastic_depth=0.5)
