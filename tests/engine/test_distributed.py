@@ -229,7 +229,7 @@ def test_only_the_norms_that_ask_for_it_are_synchronised(every):
     backbone.layer1[1].norm1.__class__ = nn.SyncBatchNorm
     parameters, keys = list(backbone.parameters()), list(backbone.state_dict())
     synchronise_batch_norms(backbone, every=every)
-    check_links(backbone.stages())
+    check_links(backbone)
     assert all(a is b for a, b in zip(parameters, backbone.parameters(), strict=True))
     assert list(backbone.state_dict()) == keys
     norms = [module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

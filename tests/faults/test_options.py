@@ -161,7 +161,7 @@ def test_the_network_is_the_described_one_or_is_refused(backbone, survived):
         network = build(backbone, repl)
         replaced = {
             (stage, index): block
-            for stage, blocks in enumerate(network.stages().values())
+            for stage, blocks in enumerate(network.repl_stages().values())
             for index, block in enumerate(blocks)
             if isinstance(block, ComputingLayer | nn.Identity)
         }
