@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from repl_mm.backbones import ReplResNetCIFAR, ReplViT
-from repl_mm.layers import ComputingLayer
+from repl_mm.layers import ComputingLayer, Drop, ReplConfig
 from repl_mm.sites import Layout, choose
 
 EXAMPLES = 300
@@ -125,16 +125,16 @@ def described(backbone, given):
     forms = ['channelwise'] if backbone is ReplResNetCIFAR else ['scalar', 'headwise']
     form = given.pop('form', None)
     form = forms[0] if form is None else form
-    if not isinstance(form, str) or form not in [*forms, 'drop'] or type(given.pop('recompute', False)) is not bool:
+    if not isinstance(form, str) or form not in [*forms, 'drop']:
         return None
-    if backbone is ReplResNetCIFAR:
-        share = given.pop('grad_fraction', 1)
-        if not is_number(share) or not 0 < share <= 1:
+    if form != 'drop':  # which has no options
+        share = given.pop('grad_fraction', 1) if backbone is ReplResNetCIFAR else 1
+        flags = [given.pop('recompute', False)]
+        flags += [] if backbone is ReplResNetCIFAR else [given.pop('mlp_fusion', False)]
+        if any(type(flag) is not bool for flag in flags) or not is_number(share) or not 0 < share <= 1:
             return None
-    elif type(given.pop('mlp_fusion', False)) is not bool:
-        return None
     found = described_sites(BLOCKS[backbone], given)
-    return None if found is None else (found, nn.Identity if form == 'drop' else ComputingLayer)
+    return None if found is None else (found, Drop if form == 'drop' else ComputingLayer)
 
 
 def build(backbone, repl):
@@ -184,16 +184,20 @@ def test_sites_of_any_layout(survived):
     @given(blocks=st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple), request=anything)
     def fuzz(blocks, request):
         tried.append(request)
-        named = {key: value for key, value in request.items() if isinstance(key, str)} | dict(layout=None)
-        named.pop('layout')
+        named = {key: value for key, value in request.items() if isinstance(key, str) and key != 'form'}
         named.setdefault('policy', None)
+
+        def choose_sites():
+            config = ReplConfig.parse(named, forms=['drop'])
+            return choose(Layout('net', blocks), policy=config.policy, **config.policy_options).sites
+
         expected = described_sites(blocks, dict(named))
         if expected is None:
             with pytest.raises(ValueError, match=r'\w') as caught:
-                choose(Layout('net', blocks), **named)
+                choose_sites()
             assert re.match(r'[^\n]+$', str(caught.value))
             return
-        found = [tuple(site) for site in choose(Layout('net', blocks), **named).sites]
+        found = [tuple(site) for site in choose_sites()]
         assert len(found) == expected if isinstance(expected, int) else found == expected
 
     fuzz()
