@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,13 @@ from repl_mm.surgery import check_links, computing_layers, stages_with_sites
 
 
 class Deployable(nn.Module):
-    """A part of a network that is made static by itself, while the rest stays as it is."""
+    """A part of a network that is made static by itself, while the rest stays as it is.
+
+    Attributes:
+        has_free_size: Whether it is worth trying to export it for images of any size.
+    """
+
+    has_free_size: ClassVar[bool] = True
 
     @torch.no_grad()
     def switch_to_deploy(self, *, fuse_all: bool = False) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from mmengine.runner.checkpoint import load_state_dict
 from mmpretrain.models.backbones import SwinTransformer
+from mmpretrain.models.backbones.swin_transformer import SwinBlock
+from mmpretrain.models.utils import ShiftWindowMSA
 from mmseg.models.backbones import SwinTransformer as DenseSwinTransformer
 from torch import Tensor, nn
 
@@ -42,6 +44,8 @@ class ReplSwin(ReplMixin, SwinTransformer):
 
     kind = TransformerParts
     depth_option = 'drop_path_rate'
+    # Padding and shifted windows of unknown size keep torch's exporter busy for minutes.
+    has_free_size = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         dense = sorted(ONLY_DENSE & set(kwargs))
@@ -82,6 +86,12 @@ class ReplSwin(ReplMixin, SwinTransformer):
             )
         load_state_dict(self, state_dict, strict=False, logger='current')
 
+    def switch_to_deploy(self, *, fuse_all: bool = False) -> None:
+        super().switch_to_deploy(fuse_all=fuse_all)
+        for block in self.modules():
+            if isinstance(block, SwinBlock):
+                block.attn = StaticWindowAttention(block.attn)
+
     def _freeze(self) -> None:
         self._freeze_stages()
 
@@ -98,6 +108,34 @@ class ReplSwin(ReplMixin, SwinTransformer):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         _update(state_dict, prefix, own=self.state_dict(), last=len(self.stages) - 1)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class StaticWindowAttention(ShiftWindowMSA):
+    """The host's attention in shifted windows, for graphs of any number of images.
+
+    The host computes that number by a division of floats, which an exported graph holds as a constant.
+
+    Args:
+        attention: The attention whose parameters it takes.
+    """
+
+    def __init__(self, attention: ShiftWindowMSA) -> None:
+        super().__init__(
+            embed_dims=attention.w_msa.embed_dims,
+            num_heads=attention.w_msa.num_heads,
+            window_size=attention.window_size,
+            shift_size=attention.shift_size,
+            pad_small_map=attention.pad_small_map,
+            window_msa=lambda **_: attention.w_msa,
+        )
+        self.drop = attention.drop
+
+    @staticmethod
+    def window_reverse(windows: Tensor, H: int, W: int, window_size: int) -> Tensor:  # noqa: N803
+        """(N * windows of an image, window_size, window_size, C) to (N, H, W, C)."""
+        channels = windows.size(-1)
+        x = windows.view(-1, H // window_size, W // window_size, window_size, window_size, channels)
+        return x.transpose(2, 3).reshape(-1, H, W, channels)
 
 
 def _update(state_dict: dict[str, Tensor], prefix: str, *, own: Mapping[str, Tensor], last: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from repl_mm.deployment import RawOutputs, relative_difference
+from repl_mm.deployment import Deployable, RawOutputs, relative_difference
 
 # What the dynamo exporter writes without conversion.
 OPSET = 18
@@ -30,13 +30,14 @@ def trace(model: nn.Module, image_size: Sequence[int]) -> ExportedProgram:
         image_size: Height and width of the images that it is traced with.
     """
     raw, images = RawOutputs(model).eval(), torch.randn(2, 3, *image_size)
-    program = torch.export.export(raw, (images,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},))
-    other = torch.randn(3, 3, image_size[0] + 64, image_size[1] + 128)
-    try:
-        if relative_difference(program.module()(other), raw(other)) <= TOLERANCE:
-            return program
-    except (AssertionError, RuntimeError, ValueError):
-        pass  # the program does not take this size
+    if all(part.has_free_size for part in model.modules() if isinstance(part, Deployable)):
+        program = torch.export.export(raw, (images,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},))
+        other = torch.randn(3, 3, image_size[0] + 64, image_size[1] + 128)
+        try:
+            if relative_difference(program.module()(other), raw(other)) <= TOLERANCE:
+                return program
+        except (AssertionError, RuntimeError, ValueError):
+            pass  # the program does not take this size
     return torch.export.export(raw, (images,), dynamic_shapes=({0: Dim.AUTO},))
 
 
