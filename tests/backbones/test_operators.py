@@ -1,8 +1,7 @@
-"""Contract: a step with sites dispatches hardly more operators than end-to-end training; launches are what a GPU with small
-batches waits for.
+"""Contract: a step with sites dispatches hardly more operators than end-to-end training.
 
-Oracles: the end-to-end network's own count; a site's, by hand. Views and allocations do not count. Sizes do not matter to
-the number of operators, so images are small.
+Launching them is what a GPU waits for where batches are small. Oracles: the end-to-end network's own count; a site's,
+by hand. Views and allocations do not count. Sizes do not matter to the number of operators, so images are small.
 """
 
 from collections import Counter
@@ -49,5 +48,31 @@ def test_a_step_dispatches_hardly_more_operators(name):
         network = build(repl=repl)
         assert computing_layers(network)
         ratio = operators(network, size).total() / e2e
-        print(name, policy, ratio, e2e)
         assert 0.5 < ratio <= 1.06
+
+
+def test_a_site_of_basic_blocks_by_hand():
+    synthesis = ['cat', 'linalg_vector_norm', 'stack', 'div', 'mul', 'addcmul_']
+    # The norm counts its batches, and the input is added.
+    layer = ['convolution', 'add_', 'native_batch_norm', 'add_', 'relu_']
+    # Two gradients of the input are added.
+    back = ['threshold_backward', 'native_batch_norm_backward', 'convolution_backward', 'add']
+    site = ReplResNetCIFAR(32, repl=dict(policy='interval', every=4)).layer1[3].train()
+    x = torch.rand(2, 16, 8, 8, requires_grad=True)
+    site(x)
+    with OperatorCounter() as counter:
+        out = site(x)
+    assert counter.counts == Counter(synthesis + layer)
+    with OperatorCounter() as counter:
+        torch.autograd.grad(out, (x, *site.parameters()), torch.ones_like(out))
+    assert counter.counts == Counter([*back, 'stack', 'mul_', 'sum', 'div', 'ones_like'])
+
+
+def test_the_averaged_mlp_by_hand():
+    """For each of two linear layers: norms of both sources, times 2; two divisions and a sum; the mean of the biases."""
+    site = ReplViT('deit-small', img_size=32, repl=dict(policy='interval', every=4, mlp_fusion=True)).layers[3]
+    site.mlp_weights()
+    with OperatorCounter() as counter:
+        site.mlp_weights()
+    of_a_layer = ['cat', 'linalg_vector_norm', 'mul_', 'div', 'addcdiv_', 'lerp']
+    assert counter.counts == Counter(2 * of_a_layer)
