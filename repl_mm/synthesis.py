@@ -36,12 +36,9 @@ def _root(like: Tensor) -> Tensor:
     if type(like) is not Tensor:
         return like.new_full((1, 1), ROOT_OF_EPS)
     kind = like.dtype, like.device
-    if kind in _ROOTS:
-        return _ROOTS[kind]
-    root = like.new_full((1, 1), ROOT_OF_EPS)
-    if type(root) is Tensor:
-        _ROOTS[kind] = root
-    return root
+    if kind not in _ROOTS:
+        _ROOTS[kind] = like.new_full((1, 1), ROOT_OF_EPS)
+    return _ROOTS[kind]
 
 
 def _row_norms(prev: Tensor, next: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def test_a_site_of_basic_blocks_by_hand():
 
 
 def test_the_averaged_mlp_by_hand():
-    """For each of two linear layers: norms of both sources, times 2; two divisions and a sum; the mean of the biases."""
+    """For each of two linear layers: norms of both sources, times 2; two divisions, one with a sum; a mean bias."""
     site = ReplViT('deit-small', img_size=32, repl=dict(policy='interval', every=4, mlp_fusion=True)).layers[3]
     site.mlp_weights()
     with OperatorCounter() as counter:
