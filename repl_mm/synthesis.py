@@ -12,8 +12,6 @@ A GPU that waits for launches takes as long as its operators are many, so mixing
 operators. It keeps for the backward pass the sources alone, which exist anyway, and can be differentiated once.
 """
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,17 +27,24 @@ def row_norm(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(F.pad(weight.flatten(1), (0, 1), value=ROOT_OF_EPS), dim=1, keepdim=True)
 
 
-@cache
-def _root(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((1, 1), ROOT_OF_EPS, dtype=dtype, device=device)
+_ROOTS: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+def _root(like: Tensor) -> Tensor:
+    """``ROOT_OF_EPS`` as a tensor, made once for each kind of weight."""
+    # Tensors of other kinds, without data or traced ones, do not outlive what made them.
+    if type(like) is not Tensor:
+        return like.new_full((1, 1), ROOT_OF_EPS)
+    kind = like.dtype, like.device
+    if kind not in _ROOTS:
+        _ROOTS[kind] = like.new_full((1, 1), ROOT_OF_EPS)
+    return _ROOTS[kind]
 
 
 def _row_norms(prev: Tensor, next: Tensor) -> Tensor:
     """:func:`row_norm` of two weights, shape (C, 2), in fewer operators."""
     prev, next = prev.flatten(1), next.flatten(1)
-    # Tensors of other kinds, without data or traced ones, do not outlive what made them.
-    root = _root(prev.dtype, prev.device) if type(prev) is Tensor else prev.new_full((1, 1), ROOT_OF_EPS)
-    root = root.expand(prev.size(0), 1)
+    root = _root(prev).expand(prev.size(0), 1)
     both = torch.cat((prev, root, next, root), dim=1)
     return torch.linalg.vector_norm(both.view(prev.size(0), 2, -1), dim=2)
 
@@ -157,5 +162,5 @@ def average(prev: Tensor, next: Tensor) -> Tensor:
 @torch.no_grad()
 def average_normalised(prev: Tensor, next: Tensor) -> Tensor:
     """Mean of two row-normalised linear weights, without coefficients and without gradients (Eq. 25)."""
-    left, right = _row_norms(prev, next).mul_(2).unsqueeze(-1).unbind(1)  # (C, 1)
+    left, right = _row_norms(prev.detach(), next.detach()).mul_(2).unsqueeze(-1).unbind(1)  # (C, 1)
     return torch.div(prev, left).addcdiv_(next, right)

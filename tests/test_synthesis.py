@@ -9,6 +9,7 @@ from collections import Counter
 import oracles
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from repl_mm import synthesis
 from repl_mm.benchmark.operators import OperatorCounter
@@ -199,6 +200,21 @@ def test_operators_by_hand(form, forward, backward):
     with OperatorCounter() as counter:
         torch.autograd.grad(weight, (alpha, beta), grad)
     assert counter.counts == Counter(backward)
+
+
+def test_tensors_without_data_leave_nothing_behind(monkeypatch):
+    """Inside of another kind of tensors' mode, with weights of either kind."""
+    monkeypatch.setattr(synthesis, '_ROOTS', {})
+    mixed, plain, *tensors = sources('conv')
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert mixed(*tensors).shape == tensors[1].shape
+    with torch.inference_mode():
+        mixed(*tensors)
+    ours, theirs = mixed(*tensors), plain(*tensors)
+    assert type(ours) is torch.Tensor
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    ours.sum().backward()
+    assert mixed(*(t.to('meta') for t in tensors)).is_meta
 
 
 def test_sources_changed_before_the_backward_pass_are_noticed():

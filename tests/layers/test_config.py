@@ -2,8 +2,8 @@
 
 import pytest
 
-from repl_mm.layers import FORMS, ReplConfig
-from repl_mm.layers.config import names_of, options_of, structural_options
+from repl_mm.layers import FORMS, ReplConfig, ResidualParts, TransformerParts
+from repl_mm.layers.config import foreign_options, forms_for, options_of, structural_options
 
 RESIDUAL, TRANSFORMER = ('channelwise', 'drop'), ('scalar', 'headwise', 'drop')
 EVERY = dict(policy='interval', every=4)
@@ -55,13 +55,16 @@ def test_bad_options_are_named(repl, forms, message):
 
 
 def test_options_of_the_forms():
-    assert names_of(FORMS) == ['channelwise', 'scalar', 'headwise', 'drop']
-    assert {form: set(options_of(form)) for form in names_of(FORMS)} == {
+    assert forms_for(ResidualParts) == ['channelwise', 'drop']
+    assert forms_for(TransformerParts) == ['scalar', 'headwise', 'drop']
+    assert {layer.form: set(options_of(layer.form)) for layer in FORMS} == {
         'channelwise': {'recompute', 'grad_fraction'},
         'scalar': {'mlp_fusion', 'recompute'},
         'headwise': {'mlp_fusion', 'recompute'},
         'drop': set(),
     }
+    assert foreign_options('channelwise') == {'mlp_fusion'}
+    assert foreign_options('scalar') == {'grad_fraction'}
 
 
 def test_only_what_changes_the_function_is_structural():
