@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from repl_mm.analysis.complexity import Complexity, count
+from repl_mm.analysis.cost import Complexity, count
 
 _BOOKKEEPING = ('time', 'data_time', 'memory', 'step', 'epoch', 'iter')
 

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from repl_mm.analysis.complexity import count
+from repl_mm.analysis.cost import count
 from repl_mm.analysis.plot import to_png
 from repl_mm.analysis.tables import Table
 from repl_mm.backbones.configs import e2e_twin, require_sites

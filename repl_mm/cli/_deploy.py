@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from repl_mm import __version__
 from repl_mm.analysis.tables import Table
 from repl_mm.cli.config import load_scoped_config
-from repl_mm.cli.deploy import EXPORTS
 from repl_mm.cli.runner import build_model
 from repl_mm.deployment import deploy, parity
 from repl_mm.engine.checkpoints import as_safetensors
 from repl_mm.engine.errors import HOST_ERRORS, summarise
 from repl_mm.engine.files import write_atomic
 from repl_mm.engine.weights import load_strict, read_checkpoint
+from repl_mm.export import EXPORTS
 from repl_mm.export.graph import OPSET, TOLERANCE, as_onnx, as_torch, check, input_shape, trace
 from repl_mm.surgery import computing_layers
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repl_mm.cli.common import add_cfg_options, add_trust, exit_on_user_error
-
-EXPORTS = {'onnx': '.onnx', 'torch': '.pt2'}
+from repl_mm.export import EXPORTS
 
 
 def build_parser() -> ArgumentParser:

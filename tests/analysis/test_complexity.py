@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch.utils.flop_counter import FlopCounterMode
 
-from repl_mm.analysis.complexity import Complexity, count
+from repl_mm.analysis.cost import Complexity, count
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 R34_BLOCK = 2 * 2 * 64 * 64 * 9 * 56 * 56  # two 3x3 convolutions; every BasicBlock of ResNet-34 has as many operations

@@ -11,8 +11,7 @@ from cli_helpers import run
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from repl_mm.analysis.complexity import count
-from repl_mm.analysis.cost import Cost, build_empty, count_cost, optimizer_bytes, predict_cost, variants
+from repl_mm.analysis.cost import Cost, build_empty, count, count_cost, optimizer_bytes, predict_cost, variants
 from repl_mm.analysis.tables import Table
 from repl_mm.deployment import RawOutputs
 

@@ -25,8 +25,7 @@ from test_backbones import assert_bit_equal
 from test_configs import BATCHES
 from torch import nn
 
-from repl_mm.analysis.complexity import RealLinspace
-from repl_mm.analysis.cost import count_cost, predict_cost, variants
+from repl_mm.analysis.cost import RealLinspace, count_cost, predict_cost, variants
 from repl_mm.backbones import ReplSwin
 from repl_mm.backbones.configs import replaceable
 from repl_mm.backbones.swin import StaticWindowAttention

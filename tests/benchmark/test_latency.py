@@ -14,7 +14,7 @@ import torch
 from cli_helpers import run
 from mmengine.config import Config
 
-from repl_mm.analysis.complexity import count
+from repl_mm.analysis.cost import count
 from repl_mm.analysis.tables import as_csv
 from repl_mm.benchmark import latency, timing
 from repl_mm.benchmark.latency import STATES, as_markdown, as_png, build_states, measure, prepare
