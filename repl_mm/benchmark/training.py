@@ -114,7 +114,7 @@ def measure_memory(step: TrainingStep) -> dict[str, float]:
 
 @contextmanager
 def limited_memory() -> Iterator[None]:
-    """Have allocations fail where memory ends; by default, Linux ends a process that takes too much without a word."""
+    """Have allocations fail where memory ends; by default, Linux silently ends a process that takes too much."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     most = psutil.Process().memory_info().data + psutil.virtual_memory().available
     resource.setrlimit(resource.RLIMIT_DATA, (min([most, *(limit for limit in before if limit >= 0)]), before[1]))

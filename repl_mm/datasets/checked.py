@@ -121,7 +121,7 @@ class CocoDataset(CheckedMixin, mmdet.datasets.CocoDataset):
 class CityscapesDataset(CheckedMixin, mmseg.datasets.CityscapesDataset):
     """mmseg's ``CityscapesDataset``, whose label images are checked when they are loaded and whose bad files are named.
 
-    mmseg crops a label image of another size than its image without a word, and a GPU ends on an unknown id with an
+    mmseg crops a label image silently where its size is not the image's, and a GPU ends on an unknown id with an
     error that names no file.
     """
 

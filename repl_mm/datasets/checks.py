@@ -1,4 +1,4 @@
-"""Is a sample of a data set sound? The host libraries decode cut images and skip bad boxes without a word."""
+"""Is a sample of a data set sound? The host libraries decode cut images and silently skip bad boxes."""
 
 import os
 from collections import Counter
@@ -26,7 +26,7 @@ class Problem:
     """Something wrong with a data set.
 
     Attributes:
-        message: A sentence that names the file and says what to do.
+        message: One line that names the file and says what to do.
         fatal: Whether training would fail or learn something wrong, rather than do with a little less data.
     """
 

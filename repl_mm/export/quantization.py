@@ -116,6 +116,6 @@ class _Calibration(CalibrationDataReader):
 
 
 def _require(found: int, *, backend: str) -> None:
-    """Raise RuntimeError where a backend left everything in float32, which it does without a word."""
+    """Raise RuntimeError where a backend left everything in float32, which it does silently."""
     if not found:
         raise RuntimeError(f'{backend} quantised nothing in this backbone')
