@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 import repl_mm
-from repl_mm.layers import ComputingLayer, TransformerParts, reads
+from repl_mm.layers import ComputingLayer, ResidualParts, TransformerParts, reads
 from repl_mm.surgery import computing_layers, find_stages
 
 EVERY = dict(policy='interval', every=4)
@@ -337,6 +337,36 @@ def test_batch_norms_without_affine_terms_and_group_norms(norm):
     for fuse_all in (False, True):
         static = repl_mm.deploy(network, fuse_all=fuse_all)
         torch.testing.assert_close(static(x), network.eval()(x), rtol=1e-10, atol=1e-10)
+
+
+class OwnResidual(nn.Module):
+    """A user's block, without a shortcut to project."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(2))
+        self.bn1, self.bn2, self.act = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
+
+
+@reads(OwnResidual)
+def _(block: OwnResidual) -> ResidualParts:
+    if not isinstance(block.act, nn.SiLU):
+        raise ValueError('OwnResidual has an odd activation')
+    return ResidualParts((block.conv1, block.conv2), (block.bn1, block.bn2), block.act)
+
+
+def test_residual_blocks_of_ones_own_are_replaced_and_folded():
+    network = nn.Sequential(*(OwnResidual() for _ in range(6)))
+    repl_mm.replace(network, policy='explicit', sites=[(0, 1)])
+    # What a reader refuses is no site, and stays as it is when norms are folded.
+    network[5].act = nn.Sequential(nn.Tanh())
+    network, x = randomise(network).double().eval(), torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    static = repl_mm.deploy(network, fuse_all=True)
+    torch.testing.assert_close(static(x), network(x), rtol=1e-10, atol=1e-10)
+    assert [name for name, m in static.named_modules() if isinstance(m, nn.BatchNorm2d)] == ['5.bn1', '5.bn2']
 
 
 # --- What a network goes through ---
