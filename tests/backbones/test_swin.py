@@ -395,6 +395,18 @@ def test_images_of_a_graph_are_free_and_their_size_is_not():
         assert check(network, program, content, format=format) <= 1e-5
 
 
+def test_the_smallest_image_is_one_window_in_the_last_stage():
+    network = ReplSwin(**ARCH).eval()
+    side = network.least_side
+    assert side == 4 * 32
+    assert network(torch.randn(1, 3, side, side))[0].shape == (1, 96, 4, 4)
+    with pytest.raises(AssertionError, match='smaller than the window'):
+        network(torch.randn(1, 3, side - 32, side))
+    padded = ReplSwin(**TINY).eval()
+    assert padded.least_side == 0
+    assert padded(torch.randn(1, 3, 20, 20))[3].shape == (1, 96, 1, 1)
+
+
 @pytest.mark.parametrize('method', [quantize, quantize_onnx])
 def test_int8_is_close_and_not_equal(method):
     with DefaultScope.overwrite_default_scope('mmpretrain'):
