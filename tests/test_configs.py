@@ -48,9 +48,17 @@ RECIPES = {
     'retinanet_r101-repl_fpn_8xb2-1x_coco': dict(
         optimizer=('SGD', 0.01), batch=2, max_epochs=12, data='repl_mm.CocoDataset'
     ),
+    # mmdet's own 1x again, with the optimizer of its RetinaNet on Swin-T.
+    'retinanet_swin-tiny-repl_fpn_8xb2-1x_coco': dict(
+        optimizer=('SGD', 0.01), batch=2, max_epochs=12, data='repl_mm.CocoDataset'
+    ),
     # The paper: one GPU, batch 16, SGD 0.1, 30k iterations, crop 768.
     'deeplabv3_r50-d8_1xb16-30k_cityscapes-768x768': dict(
         optimizer=('SGD', 0.1), batch=16, max_iters=30000, crop=(768, 768), data='repl_mm.CityscapesDataset'
+    ),
+    # mmseg's own, with the optimizer of its UPerNet on Swin-T.
+    'swin-tiny-repl_upernet_4xb2-40k_cityscapes-512x1024': dict(
+        optimizer=('AdamW', 6e-5), batch=2, max_iters=40000, crop=(512, 1024), data='repl_mm.CityscapesDataset'
     ),
     # mmseg's own.
     'deeplabv3plus_r101-d8-repl_4xb2-40k_cityscapes-512x1024': dict(

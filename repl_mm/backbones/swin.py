@@ -5,6 +5,7 @@ their arguments are translated. What is left are the stages that they freeze, an
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,19 @@ class ReplSwin(ReplMixin, SwinTransformer):
 
     def repl_stages(self) -> dict[str, nn.Module]:
         return {f'stages.{index}.blocks': stage.blocks for index, stage in enumerate(self.stages)}
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images that it is made for."""
+        return self.patch_embed.init_input_size
+
+    @property
+    def least_side(self) -> int:
+        """Height and width that images need at least: without padding, one window in the last stage."""
+        attention = self.stages[-1].blocks[0].attn
+        strides = [stage.downsample.sampler.stride[0] for stage in self.stages if stage.downsample is not None]
+        least = attention.window_size * self.patch_embed.projection.stride[0] * math.prod(strides)
+        return 0 if attention.pad_small_map else least
 
     def init_weights(self) -> None:
         if self.is_dense and isinstance(self.init_cfg, Mapping) and self.init_cfg['type'] == 'Pretrained':

@@ -102,8 +102,10 @@ def check_parity(model: nn.Module, static: nn.Module, images: list[Tensor], *, f
     """Show the differences; raise ValueError where they are more than rounding."""
     # In float64 only an error can be seen, in float32 also what rounding does to the weights that are written.
     exact = deploy(copy.deepcopy(model).double(), fuse_all=fuse_all)
-    batches = [('random', torch.randn(2, 3, *size)) for size in SIZES]
-    for size in SIZES if images else ():
+    least = getattr(model.backbone, 'least_side', 0)
+    sizes = list(dict.fromkeys((max(height, least), max(width, least)) for height, width in SIZES))
+    batches = [('random', torch.randn(2, 3, *size)) for size in sizes]
+    for size in sizes if images else ():
         resized = [nn.functional.interpolate(image, size, mode='bilinear') for image in images]
         batches.append(('validation set, resized', torch.cat(resized)))
     batches += [('validation set', image) for image in images if image[0, 0].numel() <= LARGEST]

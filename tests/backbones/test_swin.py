@@ -42,13 +42,17 @@ TINY = SHAPE | dict(window_size=4)
 ARCH = dict(arch=SHAPE, window_size=4)
 
 
-def twins(theirs: nn.Module, ours: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Both networks with the same random weights, position biases among them, in train mode."""
-    randomise(theirs)
-    for name, parameter in theirs.named_parameters():
+def randomise_all(network: nn.Module) -> nn.Module:
+    """As ``randomise``, and what a network adds to its tokens and scores by their position."""
+    for name, parameter in randomise(network).named_parameters():
         if 'table' in name or 'absolute' in name:
             nn.init.normal_(parameter)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return network
+
+
+def twins(theirs: nn.Module, ours: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Both networks with the same random weights, position biases among them, in train mode."""
+    ours.load_state_dict(randomise_all(theirs).state_dict(), strict=True)
     for network in (ours, theirs):
         network.train()
     return ours, theirs
@@ -168,7 +172,7 @@ def official(network: nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize('window', [4, 5], ids=['window', 'another window'])
 def test_official_weights_are_read_as_mmdet_reads_them(window, tmp_path):
-    weights = official(randomise(DetectionSwin(**TINY)))
+    weights = official(randomise_all(DetectionSwin(**TINY)))
     if window != 4:
         # It interpolates the biases, but takes the places that they are for from the checkpoint.
         weights = {key: value for key, value in weights.items() if not key.endswith('index')}
@@ -188,7 +192,7 @@ def test_official_weights_are_read_as_mmdet_reads_them(window, tmp_path):
 
 
 def test_mmsegs_weights_are_read_as_mmseg_reads_them(tmp_path):
-    weights = randomise(SegmentationSwin(**TINY)).state_dict()
+    weights = randomise_all(SegmentationSwin(**TINY)).state_dict()
     for name, state_dict in {
         'backbone': weights,
         'model': {'state_dict': {f'backbone.{key}': value for key, value in weights.items()}},
@@ -209,7 +213,7 @@ def test_weights_by_other_names_are_refused(tmp_path):
 
 
 def test_weights_of_a_network_without_sites_go_around_them(tmp_path):
-    weights = randomise(DetectionSwin(**TINY)).state_dict()
+    weights = randomise_all(DetectionSwin(**TINY)).state_dict()
     torch.save(weights, tmp_path / 'plain.pth')
     network = ReplSwin(**TINY, pretrained=str(tmp_path / 'plain.pth'), repl=EVERY)
     network.init_weights()
@@ -220,7 +224,7 @@ def test_weights_of_a_network_without_sites_go_around_them(tmp_path):
 
 
 def test_weights_of_an_older_mmpretrain_are_renamed_as_it_does_itself():
-    weights = randomise(ClassificationSwin(**ARCH)).state_dict()
+    weights = randomise_all(ClassificationSwin(**ARCH)).state_dict()
     old = {key.replace('norm3.', 'norm.'): value for key, value in weights.items()}
     old['stages.0.blocks.1.attn.attn_mask'] = torch.zeros(4, 16, 16)
     ours, theirs = ReplSwin(**ARCH), ClassificationSwin(**ARCH)
@@ -232,9 +236,8 @@ def test_weights_of_an_older_mmpretrain_are_renamed_as_it_does_itself():
 
 @pytest.mark.parametrize('repl', [None, EVERY], ids=['E2E', 'RepL'])
 def test_position_biases_of_another_window_are_interpolated(repl):
-    weights = randomise(ReplSwin(**TINY | dict(window_size=5))).state_dict()
+    weights = randomise_all(ReplSwin(**TINY | dict(window_size=5))).state_dict()
     key = 'stages.1.blocks.0.attn.w_msa.relative_position_bias_table'
-    weights[key] = torch.randn(81, 2)
     network = ReplSwin(**TINY, repl=repl)
     network.load_state_dict(weights, strict=repl is None)
     table = F.interpolate(weights[key].T.reshape(1, 2, 9, 9), (7, 7), mode='bicubic')
@@ -264,7 +267,7 @@ FORMS = {
 
 
 def with_sites(name: str, **options) -> nn.Module:
-    return randomise(ReplSwin(**TINY, repl=EVERY | FORMS[name], **options))
+    return randomise_all(ReplSwin(**TINY, repl=EVERY | FORMS[name], **options))
 
 
 def test_sites_are_where_the_policy_says():
@@ -390,6 +393,18 @@ def test_images_of_a_graph_are_free_and_their_size_is_not():
     assert list(input_shape(program)) == ['batch', 3, 64, 96]
     for format, content in {'onnx': as_onnx(program, model=static), 'torch': as_torch(program)}.items():
         assert check(network, program, content, format=format) <= 1e-5
+
+
+def test_the_smallest_image_is_one_window_in_the_last_stage():
+    network = ReplSwin(**ARCH).eval()
+    side = network.least_side
+    assert side == 4 * 32
+    assert network(torch.randn(1, 3, side, side))[0].shape == (1, 96, 4, 4)
+    with pytest.raises(AssertionError, match='smaller than the window'):
+        network(torch.randn(1, 3, side - 32, side))
+    padded = ReplSwin(**TINY).eval()
+    assert padded.least_side == 0
+    assert padded(torch.randn(1, 3, 20, 20))[3].shape == (1, 96, 1, 1)
 
 
 @pytest.mark.parametrize('method', [quantize, quantize_onnx])
