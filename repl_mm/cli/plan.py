@@ -68,7 +68,7 @@ def shortfall(plan: Plan, target: Saving) -> str:
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='config of a ResNet or a ViT, of a host library or of this one')
+    parser.add_argument('config', help='config of a ResNet, ViT or Swin, of a host library or of this one')
     parser.add_argument('--save-time', type=percentage, metavar='PERCENT', help='of the time of a step, such as 15%%')
     parser.add_argument('--save-memory', type=percentage, metavar='PERCENT', help='of the peak memory of a step')
     parser.add_argument('--batch-size', type=int, default=2, help='images in a batch (default: %(default)s)')
