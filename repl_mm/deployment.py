@@ -50,6 +50,8 @@ def deploy(network: nn.Module, *, fuse_all: bool = False) -> nn.Module:
     Raises:
         ValueError: There is nothing to deploy, or a computing layer lost its neighbours.
     """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f'deploy takes a network, an nn.Module, got {type(network).__name__}')
     static = copy.deepcopy(network)
     parts = [module for module in static.modules() if isinstance(module, Deployable)]
     if not parts and not computing_layers(static):
@@ -84,13 +86,15 @@ def fold_norms(network: nn.Module) -> None:
     for block in network.modules():
         if find_reader(block) is not None:
             pairs += norm_pairs(block)
-    homes = {child: (parent, name) for parent in network.modules() for name, child in parent.named_children()}
+    homes: dict[nn.Module | None, list[tuple[nn.Module, str]]] = {}
+    for parent in network.modules():
+        for name, child in parent._modules.items():
+            homes.setdefault(child, []).append((parent, name))
     for conv, norm in pairs:
-        if is_foldable(norm):
-            parent, name = homes[conv]
-            setattr(parent, name, fold(conv, norm))
-            parent, name = homes[norm]
-            setattr(parent, name, nn.Identity())
+        # What stands at several places would have to be folded differently at each.
+        if is_foldable(norm) and len(homes[conv]) == len(homes[norm]) == 1:
+            setattr(*homes[conv][0], fold(conv, norm))
+            setattr(*homes[norm][0], nn.Identity())
 
 
 def relative_difference(ours: object, reference: object) -> float:

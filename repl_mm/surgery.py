@@ -1,11 +1,9 @@
 """Computing layers into a network, and the checks that keep the result sound.
 
-A stage is an indexable module of blocks (``nn.Sequential`` or ``nn.ModuleList``). A computing layer is put at the
-index of the block that it replaces, so every retained block keeps its state-dict key.
+A computing layer is put at the index of the block that it replaces, so every retained block keeps its state-dict key.
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,8 +13,9 @@ from torch import Tensor, nn
 
 from repl_mm.layers import ComputingLayer, ReplConfig, StaticLayer, read
 from repl_mm.layers.config import coefficient_names, forms_for
-from repl_mm.layers.parts import find_reader, full_name
+from repl_mm.layers.parts import find_reader
 from repl_mm.sites import Layout, Selection, Site, choose
+from repl_mm.stages import find_stages, named_stages, parts_of
 
 # What only a deployed checkpoint has in the place of a block.
 DEPLOYED = ('a deployed layer', 'a block with folded norms')
@@ -45,9 +44,11 @@ def replace(
         ValueError: There are no stages, or none of that name, or no sites; or the network is wrapped, has computing
             layers already, or uses a block twice.
     """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f'replace takes a network, an nn.Module, got {type(network).__name__}')
     _require_bare(network)
-    found = find_stages(network) if stages is None else _named_stages(network, stages)
-    parts = next(parts for blocks in found.values() for block in blocks if (parts := _parts(block)) is not None)
+    found = find_stages(network) if stages is None else named_stages(network, stages)
+    parts = next(parts for blocks in found.values() for block in blocks if (parts := parts_of(block)) is not None)
     repl = dict(policy=policy, **options) | ({} if form is None else dict(form=form))
     config = ReplConfig.parse(repl, forms=forms_for(type(parts)))
     selection = replace_blocks(found, config, name=type(network).__name__)
@@ -109,93 +110,6 @@ def _refusal(removed: nn.Module, prev: nn.Module, next: nn.Module, config: ReplC
     return config.layer_for(parts[0]).refusal(*parts, **config.options)
 
 
-def find_stages(network: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a network that hold three blocks or more that can be read, by name.
-
-    Raises:
-        ValueError: There are none, or stages of two kinds.
-    """
-    found, kinds, reasons = {}, set(), []
-    for name, module in network.named_modules():
-        if not isinstance(module, nn.Sequential | nn.ModuleList):
-            continue
-        parts = [_parts(block, reasons) for block in module]
-        known = [part for part in parts if part is not None]
-        if len(known) >= 3:
-            found[name] = module
-            kinds |= set(map(type, known))
-    if not found:
-        raise ValueError(_nothing_found(network, reasons))
-    if len(kinds) > 1:
-        raise ValueError(
-            f'{type(network).__name__} has stages of residual and of transformer blocks, {", ".join(found)}: name '
-            f"those to replace in, such as stages=['{next(iter(found))}']"
-        )
-    return found
-
-
-def _parts(block: nn.Module, reasons: list[str] | None = None) -> Any:
-    """The parts of a block, or None where it cannot be read; then ``reasons`` gets the reason of a known class."""
-    if find_reader(block) is None:
-        return None
-    try:
-        return read(block)
-    except ValueError as error:
-        if reasons is not None:
-            reasons.append(str(error))
-        return None
-
-
-def _nothing_found(network: nn.Module, reasons: Sequence[str]) -> str:
-    name = type(network).__name__
-    if reasons:
-        return f'{name} has no blocks that can be replaced: {reasons[0]}'
-    children = [
-        (full_name(type(block)), len(module))
-        for module in network.modules()
-        if isinstance(module, nn.Sequential | nn.ModuleList) and len(module) >= 3
-        for block in module
-        if find_reader(block) is None and next(block.children(), None) is not None
-    ]
-    if any(_parts(block) is not None for block in network.modules()):
-        return f'{name} has no stage of three blocks or more, so no block between two others: choose a deeper network'
-    if not children:
-        return f'{name} has no stage: an nn.Sequential or nn.ModuleList that holds three blocks or more of one kind'
-    block = Counter(child for child, _ in children).most_common(1)[0][0]
-    short = block.rpartition('.')[2]
-    return (
-        f'{name} has no blocks that a reader knows. Most of its blocks are of class {block}; say once what one of them '
-        f'lends, for a pre-norm transformer:\n'
-        f'import repl_mm.layers\n'
-        f'@repl_mm.layers.reads({short})\n'
-        f'def _(block):\n'
-        f'    return repl_mm.layers.TransformerParts(\n'
-        f'        proj=block.attn.proj, norm1=block.norm1, norm2=block.norm2,\n'
-        f'        mlp=(block.mlp.fc1, block.mlp.fc2), activation=block.mlp.act, num_heads=block.attn.num_heads,\n'
-        f'    )'
-    )
-
-
-def _named_stages(network: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    names = [names] if isinstance(names, str) else list(names)
-    modules = dict(network.named_modules())
-    for name in names:
-        if name not in modules:
-            holders = [n for n, m in modules.items() if isinstance(m, nn.Sequential | nn.ModuleList) and len(m) >= 3]
-            raise ValueError(
-                f'{type(network).__name__} has no module {name!r}: modules that hold three or more are '
-                f'{", ".join(holders) or "none"}'
-            )
-        if not isinstance(modules[name], nn.Sequential | nn.ModuleList):
-            raise ValueError(f'{name!r} is no stage: give names of nn.Sequential or nn.ModuleList modules')
-    found = {name: modules[name] for name in names}
-    reasons: list[str] = []
-    if not any(_parts(block, reasons) is not None for blocks in found.values() for block in blocks):
-        why = reasons[0] if reasons else _nothing_found(network, [])
-        raise ValueError(f'no block in {", ".join(map(repr, names))} can be read: {why}')
-    return found
-
-
 def _require_bare(network: nn.Module) -> None:
     name = type(network).__name__
     if isinstance(network, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -222,7 +136,7 @@ def stages_with_sites(network: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in network.named_modules()
-        if any(isinstance(child, ComputingLayer) for child in module.children())
+        if any(isinstance(child, ComputingLayer) for child in module._modules.values())
     }
 
 
@@ -236,10 +150,14 @@ def check_links(network: nn.Module) -> None:
         ValueError: A link is broken.
     """
     for name, stage in stages_with_sites(network).items():
-        blocks = list(stage.children())
+        blocks = list(stage._modules.values())  # children() would leave out what stands there twice
         for index, block in enumerate(blocks):
             if not isinstance(block, ComputingLayer):
                 continue
+            if not 0 < index < len(blocks) - 1:
+                raise ValueError(
+                    f'the computing layer at {name}.{index} has lost a neighbour: it stands at the end of its stage'
+                )
             for side, linked, beside in zip(
                 ('left', 'right'), block.neighbours, (blocks[index - 1], blocks[index + 1]), strict=True
             ):
@@ -272,21 +190,20 @@ def check_checkpoint(stages: Mapping[str, nn.Module], state_dict: Mapping[str, T
     Raises:
         ValueError: The checkpoint belongs to another network.
     """
-    found = {name: _blocks_of(state_dict, f'{prefix}{name}.') for name in stages}
+    # A network that is itself a stage has the empty name.
+    found = {name: _blocks_of(state_dict, f'{prefix}{name}.' if name else prefix) for name in stages}
     if not any(found.values()):
         return
     depths = [len(blocks) for blocks in stages.values()]
-    their_depths = [
-        _depth([name for name, _ in blocks.named_children()], found[stage]) for stage, blocks in stages.items()
-    ]
+    their_depths = [_depth(list(blocks._modules), found[stage]) for stage, blocks in stages.items()]
     if depths != their_depths:
         raise ValueError(
             f'the checkpoint belongs to another depth: it has {their_depths} blocks per stage, this network '
             f'has {depths}. Give the config that the checkpoint was trained with'
         )
     for name, blocks in stages.items():
-        for index, block in blocks.named_children():
-            _check_block(block, f'{name}.{index}', found[name].get(index, {}))
+        for index, block in blocks._modules.items():
+            _check_block(block, f'{name}.{index}'.removeprefix('.'), found[name].get(index, {}))
 
 
 def _depth(names: Sequence[str], theirs: Mapping[str, Any]) -> int:

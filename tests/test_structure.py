@@ -18,6 +18,7 @@ ORDER = [
     'sites',
     'synthesis',
     'layers',
+    'stages',
     'surgery',
     'deployment',
     'compat',

@@ -10,6 +10,7 @@ from rich.progress import track
 
 from repl_mm.analysis.tables import Table
 from repl_mm.cli.common import add_cfg_options, exit_on_user_error
+from repl_mm.engine.errors import explain
 
 if TYPE_CHECKING:
     from repl_mm.analysis.cost import Cost
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f'--size is at least 1 x 1, got {args.size[0]} x {args.size[1]}')
     MMLogger.get_instance('mmengine', log_level='WARNING')
     shape, configs = (3, *args.size), variants(config)
-    counted = {name: count_cost(c, shape) for name, c in track(configs.items(), 'Counting: ')}
+    with explain(f'cannot count {args.config} at {args.size[0]} x {args.size[1]}'):
+        counted = {name: count_cost(c, shape) for name, c in track(configs.items(), 'Counting: ')}
     predicted = predict_cost(config, counted['E2E'], shape)
     optimizer = config.get('optim_wrapper', {}).get('optimizer')
     rows = []

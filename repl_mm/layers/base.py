@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_mm.layers.cost import Cost
-from repl_mm.layers.parts import Parts, read
+from repl_mm.layers.parts import Parts, find_reader, read
 from repl_mm.layers.static import StaticLayer
 
 
@@ -97,7 +97,9 @@ class ComputingLayer(nn.Module):
     @property
     def parts(self) -> tuple[Any, Any]:
         """What the neighbours lend now."""
-        return read(self.prev), read(self.next)
+        # They were checked when the layer was made.
+        prev, next = self.neighbours
+        return find_reader(prev)(prev), find_reader(next)(next)
 
     @classmethod
     def stands_for(cls, parts: Parts) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -55,6 +56,22 @@ class TransformerParts:
     num_heads: int
 
 
+class FunctionalActivation(nn.Module):
+    """An activation that a block keeps as a function."""
+
+    def __init__(self, function: Activation) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def as_module(activation: Activation) -> nn.Module:
+    """An activation as a module, which copies and prints as the others do."""
+    return activation if isinstance(activation, nn.Module) else FunctionalActivation(activation)
+
+
 Parts = ResidualParts | TransformerParts
 Reader = Callable[[nn.Module], Parts]
 READERS: dict[str, Reader] = {}
@@ -78,10 +95,14 @@ def reads(*classes: type | str) -> Callable[[Reader], Reader]:
     return register
 
 
+def owner_of_forward(module: nn.Module) -> str:
+    """Full name of the class whose ``forward`` runs."""
+    return full_name(next(cls for cls in type(module).__mro__ if 'forward' in vars(cls)))
+
+
 def find_reader(block: nn.Module) -> Reader | None:
     """The reader of the class whose ``forward`` runs; a subclass that changes it needs one of its own."""
-    owner = next(cls for cls in type(block).__mro__ if 'forward' in vars(cls))
-    return READERS.get(full_name(owner))
+    return READERS.get(owner_of_forward(block))
 
 
 def read(block: nn.Module) -> Parts:
@@ -93,23 +114,44 @@ def read(block: nn.Module) -> Parts:
     reader = find_reader(block)
     if reader is None:
         raise ValueError(f'no reader knows {full_name(type(block))}: register one by repl_mm.layers.reads')
+    if 'forward' in vars(block):
+        _refuse(block, 'has a forward that was set on it alone')
     parts = reader(block)
-    _check(block, parts)
+    if not isinstance(parts, Parts):
+        raise ValueError(f'the reader of {full_name(type(block))} gives {parts!r}: ResidualParts or TransformerParts')
+    (_check_convolutions if isinstance(parts, ResidualParts) else _check_linears)(block, parts)
     return parts
 
 
-def _check(block: nn.Module, parts: Parts) -> None:
-    """Refuse weights that mean something else than in torch's own layers, whoever wrote the reader."""
-    if isinstance(parts, ResidualParts):
-        if odd := {type(conv).__name__ for conv in parts.convs if type(conv) is not nn.Conv2d}:
-            _refuse(block, f'has convolutions of type {", ".join(sorted(odd))}')
-        if any(conv.bias is not None for conv in parts.convs):
-            _refuse(block, 'has convolutions with a bias')
-        return
-    if odd := {
-        type(linear).__name__ for linear in (parts.proj, *(parts.mlp or ())) if not isinstance(linear, nn.Linear)
-    }:
+# Those of mmcv only add what older versions of torch lacked.
+PLAIN_LINEARS = ('torch.nn.modules.linear.Linear', 'mmcv.cnn.bricks.wrappers.Linear')
+
+
+def _check_convolutions(block: nn.Module, parts: ResidualParts) -> None:
+    """Refuse what is more than plain convolutions with a norm behind each, whoever wrote the reader."""
+    if len(parts.convs) != len(parts.norms) or len(parts.convs) not in (2, 3):
+        _refuse(block, f'has {len(parts.convs)} convolutions and {len(parts.norms)} norms, not two or three of both')
+    if odd := {type(conv).__name__ for conv in parts.convs if type(conv) is not nn.Conv2d}:
+        _refuse(block, f'has convolutions of type {", ".join(sorted(odd))}')
+    if any(conv.bias is not None for conv in parts.convs):
+        _refuse(block, 'has convolutions with a bias')
+    if any(conv.padding_mode != 'zeros' for conv in parts.convs):
+        _refuse(block, 'has convolutions that pad by something else than zeros')
+    _check_weights(block, parts.convs)
+
+
+def _check_linears(block: nn.Module, parts: TransformerParts) -> None:
+    """Refuse linear layers that compute something else than torch's own, whoever wrote the reader."""
+    linears = (parts.proj, *(parts.mlp or ()))
+    if odd := {type(linear).__name__ for linear in linears if owner_of_forward(linear) not in PLAIN_LINEARS}:
         _refuse(block, f'has linear layers of type {", ".join(sorted(odd))} instead of nn.Linear')
+    _check_weights(block, linears)
+
+
+def _check_weights(block: nn.Module, modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        if 'weight' not in module._parameters and not is_parametrized(module, 'weight'):
+            _refuse(block, 'has weights that a hook makes before each pass (weight norm, pruning)')
 
 
 def norm_pairs(block: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
@@ -226,6 +268,8 @@ def _timm_vit(block: nn.Module) -> TransformerParts:
     if not isinstance(block.ls1, nn.Identity):
         _refuse(block, 'has layer scale')
     attention = block.attn
+    if owner_of_forward(attention) != 'timm.layers.attention.Attention':
+        _refuse(block, f'has attention of type {type(attention).__name__}')
     if not isinstance(attention.norm, nn.Identity) or attention.gate is not None:
         _refuse(block, 'norms or gates what its attention projects')
     # A norm of queries and keys is no matter: a computing layer has neither.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from repl_mm.layers.base import ComputingLayer, Option, flag, shape_refusal
 from repl_mm.layers.cost import Cost, layer_cost, recomputed
 from repl_mm.layers.memory import draw, recompute_between, sampled_conv2d
-from repl_mm.layers.parts import Parts, ResidualParts, read
+from repl_mm.layers.parts import Parts, ResidualParts, as_module, read
 from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
 from repl_mm.synthesis import mix_channels
 
@@ -46,6 +46,7 @@ class _ResidualLayer(ComputingLayer):
     variants = ({}, dict(recompute=True), dict(grad_fraction=0.25), dict(recompute=True, grad_fraction=0.25))
     convs: ClassVar[int]  # of the blocks that it stands for
     spatial: ClassVar[int]  # which of them gives the geometry
+    pointwise: ClassVar[tuple[int, ...]] = ()  # which of them are 1x1
     # (neighbour, its convolution, the removed block's) of each kernel that is lent; 0 is the left neighbour.
     lent: ClassVar[tuple[tuple[int, int, int], ...]]
 
@@ -55,9 +56,11 @@ class _ResidualLayer(ComputingLayer):
         conv = parts.convs[self.spatial]
         # The neighbours may be dilated otherwise, so the geometry is that of the removed block.
         self.geometry = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
-        self.activation = parts.activation
+        self.activation = as_module(parts.activation)
         self._make_coefficients(conv.weight, conv.out_channels)
         self.norm = copy.deepcopy(parts.norms[-1])
+        self.norm._forward_hooks.clear()  # which are the removed block's
+        self.norm._forward_pre_hooks.clear()
         self.reset_parameters()
 
     @classmethod
@@ -71,6 +74,10 @@ class _ResidualLayer(ComputingLayer):
         first, last = removed.convs[0], removed.convs[-1]
         if first.in_channels != last.out_channels or any(conv.stride != (1, 1) for conv in removed.convs):
             return 'it changes the shape of what it gets'
+        if any(
+            removed.convs[place].kernel_size != (1, 1) or removed.convs[place].groups > 1 for place in cls.pointwise
+        ):
+            return 'its first or last convolution is more than 1x1'
         if not hasattr(removed.norms[-1], 'reset_parameters'):
             return f'a norm of type {type(removed.norms[-1]).__name__} cannot be made anew'
         for side, theirs, own in cls.lent:
@@ -172,7 +179,7 @@ class ComputingBottleneck(_ResidualLayer):
     parameters are alpha (B,), beta (B,) and the norm's 2 C: 2 B + 2 C in all (Eq. 47).
     """
 
-    convs, spatial = 3, 1
+    convs, spatial, pointwise = 3, 1, (0, 2)
     lent = ((0, 0, 0), (0, 1, 1), (1, 1, 1), (1, 2, 2))
 
     def weight(self) -> Tensor:

@@ -10,6 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
+from repl_mm.layers.parts import owner_of_forward
+
+# Whose forward pass is that of a batch norm in eval mode; ours works over processes without a GPU.
+BATCH_NORMS = (
+    'torch.nn.modules.batchnorm._BatchNorm',
+    'torch.nn.modules.batchnorm.SyncBatchNorm',
+    'repl_mm.engine.cpu.GlooBatchNorm',
+)
+
 
 class StaticLayer(nn.Sequential):
     """The deployed form of one computing layer."""
@@ -61,7 +70,7 @@ def _with_tensors(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.
 
 def is_foldable(norm: nn.Module) -> bool:
     """Whether a norm does the same to every image in eval mode: a batch norm with running statistics."""
-    return isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+    return owner_of_forward(norm) in BATCH_NORMS and norm.running_mean is not None
 
 
 @torch.no_grad()

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from repl_mm.layers.base import ComputingLayer, flag, shape_refusal
 from repl_mm.layers.cost import Cost, layer_cost, recomputed
 from repl_mm.layers.memory import recompute_between
-from repl_mm.layers.parts import Activation, TransformerParts, read
+from repl_mm.layers.parts import Activation, TransformerParts, as_module, owner_of_forward, read
 from repl_mm.layers.static import Residual, StaticLayer, static_layer_norm, static_linear
 from repl_mm.synthesis import average, average_normalised, mix, mix_heads
+
+# timm's chooses between two kernels of the same.
+LAYER_NORMS = ('torch.nn.modules.normalization.LayerNorm', 'timm.layers.norm.LayerNorm')
 
 
 class _TransformerLayer(ComputingLayer):
@@ -53,6 +56,8 @@ class _TransformerLayer(ComputingLayer):
         cls, removed: TransformerParts, prev: TransformerParts, next: TransformerParts, **options: Any
     ) -> str | None:
         fusion = options.get('mlp_fusion', False)
+        if removed.proj.in_features != removed.proj.out_features:
+            return 'its attention is of another width than its tokens'
         if not all(map(cls.stands_for, (prev, next))):
             return 'its neighbours are blocks of another kind'
         if fusion and any(parts.mlp is None for parts in (removed, prev, next)):
@@ -60,7 +65,7 @@ class _TransformerLayer(ComputingLayer):
         if fusion and any(True for _ in _parameters(removed.activation)):
             return 'mlp_fusion needs an activation without parameters: leave it out'
         norms = [*([prev.norm1] if cls.norms_projection else []), *([prev.norm2] if fusion else [])]
-        if odd := {type(norm).__name__ for norm in norms if not isinstance(norm, nn.LayerNorm)}:
+        if odd := {type(norm).__name__ for norm in norms if owner_of_forward(norm) not in LAYER_NORMS}:
             return f'its left neighbour has a norm of type {", ".join(odd)} where nn.LayerNorm is needed'
         for side, parts in (('left', prev), ('right', next)):
             pairs = [('attention projection', parts.proj, removed.proj)]
@@ -190,6 +195,15 @@ class HeadwiseTransformerLayer(_TransformerLayer):
     coefficients: ClassVar = {'alpha': 1.0, 'beta': 1.0}
     norms_projection = True
 
+    @classmethod
+    def refusal(
+        cls, removed: TransformerParts, prev: TransformerParts, next: TransformerParts, **options: Any
+    ) -> str | None:
+        heads, width = removed.num_heads, removed.proj.in_features
+        if not isinstance(heads, int) or heads < 1 or width % heads:
+            return f'{heads!r} heads do not divide its width {width}'
+        return super().refusal(removed, prev, next, **options)
+
     @staticmethod
     def _number(parts: TransformerParts) -> int:
         return parts.num_heads
@@ -215,23 +229,10 @@ def _parameters(activation: Activation) -> list[nn.Parameter]:
 
 def _out_of_place(activation: Activation) -> nn.Module:
     """The same activation that leaves its input as it is, which may have to be computed again."""
-    if not isinstance(activation, nn.Module):
-        return FunctionalActivation(activation)
-    activation = copy.deepcopy(activation)
+    activation = copy.deepcopy(as_module(activation))
     if hasattr(activation, 'inplace'):
         activation.inplace = False
     return activation
-
-
-class FunctionalActivation(nn.Module):
-    """An activation that a block keeps as a function."""
-
-    def __init__(self, function: Activation) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def _average_bias(prev: nn.Linear, next: nn.Linear) -> Tensor | None:
