@@ -16,4 +16,9 @@ MODELS = Registry('model', parent=ROOT_MODELS, scope='repl_mm', locations=['repl
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='repl_mm', locations=['repl_mm.engine.hooks'])
 LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='repl_mm', locations=['repl_mm.engine.loops'])
 STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='repl_mm', locations=['repl_mm.engine.strategies'])
-DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='repl_mm', locations=['repl_mm.datasets.checked'])
+DATASETS = Registry(
+    'dataset',
+    parent=ROOT_DATASETS,
+    scope='repl_mm',
+    locations=['repl_mm.datasets.checked', 'repl_mm.datasets.small_images'],
+)

@@ -1,6 +1,9 @@
 """Is a sample of a data set sound? The host libraries decode cut images and silently skip bad boxes."""
 
+import gzip
 import os
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +93,31 @@ def _first_scan(jpeg: bytes) -> int:
         is_marker = jpeg[at + 1] not in (0x00, 0xFF)
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4]) if is_marker else 1
     return len(jpeg)
+
+
+def as_found(path: Path) -> Path:
+    """A file that is published gzipped, or where it lies unpacked."""
+    unpacked = path.with_name(path.name.removesuffix('.gz'))
+    return unpacked if unpacked.exists() and not path.exists() else path
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of bytes in an IDX file, gzipped or not.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: Not a whole IDX file of bytes.
+    """
+    try:
+        with gzip.open(path) if path.suffix == '.gz' else path.open('rb') as file:
+            content = file.read()
+        _, kind, axes = struct.unpack_from('>HBB', content)
+        shape = struct.unpack_from(f'>{axes}I', content, 4)
+        if kind != 8:  # unsigned bytes
+            raise ValueError(f'numbers of kind {kind}')
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    except (EOFError, gzip.BadGzipFile, zlib.error, struct.error, ValueError) as error:
+        raise ValueError(f'{path} is not a whole IDX file, {error}') from error
 
 
 # --- COCO ---

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from repl_mm.datasets.checks import Problem, coco_annotations, group, is_truncated, label_problem
+from repl_mm.datasets.checks import (
+    Problem,
+    as_found,
+    coco_annotations,
+    group,
+    is_truncated,
+    label_problem,
+    read_idx,
+)
 
 Track = Callable[[Sequence[Path]], Iterable[Path]]
 
@@ -23,6 +31,13 @@ COUNTS = dict(
 )
 IMAGENET_CLASSES = 1000
 CITYSCAPES_CLASSES = 19
+# The axes of its files.
+FASHION_MNIST = {
+    'train-images-idx3-ubyte.gz': (60_000, 28, 28),
+    'train-labels-idx1-ubyte.gz': (60_000,),
+    't10k-images-idx3-ubyte.gz': (10_000, 28, 28),
+    't10k-labels-idx1-ubyte.gz': (10_000,),
+}
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # as mmpretrain's ImageNet reads them
 
 
@@ -209,6 +224,24 @@ def _check_digests(root: Path, track: Track, *, name: str, digests: Callable[[],
     return group(wrong, text, todo=f'get {_origin(name)} again', shown=20)
 
 
+# --- Fashion-MNIST ---
+# Its gzipped files are found in several compressions; gzip has a check sum of the content.
+
+
+def _check_fashion_mnist(root: Path, track: Track) -> list[Problem]:
+    bad = []
+    for path in track([path for path in (as_found(root / part) for part in FASHION_MNIST) if path.is_file()]):
+        expected = FASHION_MNIST[f'{path.name.removesuffix(".gz")}.gz']
+        try:
+            shape = read_idx(path).shape
+        except ValueError as error:
+            bad.append(str(error))
+        else:
+            bad += [f'{path} holds {shape} instead of {expected}'] * (shape != expected)
+    text = f'{len(bad)} file(s) are damaged or of another data set'
+    return group(bad, text, todo=f'get {_origin("fashion-mnist")} again', shown=20)
+
+
 # --- All ---
 
 
@@ -266,12 +299,20 @@ SOURCES = dict(
         stl10_digests,
         partial(_check_digests, name='stl10', digests=stl10_digests),
     ),
+    **{
+        'fashion-mnist': Source(
+            'Fashion-MNIST',
+            'https://github.com/zalandoresearch/fashion-mnist',
+            lambda: FASHION_MNIST,
+            _check_fashion_mnist,
+        )
+    },
 )
 
 
 def contents(name: str, root: Path) -> dict[str, int]:
     """How many files there are at each part of a data set."""
-    return {part: _number_of_files(root / part) for part in SOURCES[name].parts()}
+    return {part: _number_of_files(as_found(root / part)) for part in SOURCES[name].parts()}
 
 
 def _number_of_files(path: Path) -> int:
@@ -294,6 +335,10 @@ def check(name: str, root: Path, *, track: Track = iter) -> list[Problem]:
         raise ValueError(f'there is no data set {name!r}: give one of {", ".join(SOURCES)}')
     if not root.is_dir():
         raise ValueError(f'{root} is no folder: give the one that holds {", ".join([*SOURCES[name].parts()][:2])}, ...')
-    missing = [root / part for part in SOURCES[name].parts() if not (root / part).exists()]
-    problems = [Problem(f'{path} is missing: get {_origin(name)} and unpack it there') for path in missing]
-    return problems + SOURCES[name].check(root, track)
+    missing = [root / part for part in SOURCES[name].parts() if not as_found(root / part).exists()]
+    return [missing_part(name, path) for path in missing] + SOURCES[name].check(root, track)
+
+
+def missing_part(name: str, path: Path) -> Problem:
+    """What to say of a part of a data set that is not there."""
+    return Problem(f'{path} is missing: get {_origin(name)} and unpack it there')

@@ -4,11 +4,13 @@ Oracles: small data sets by hand, each with one defect; mmdet's own rules for bo
 encoders for files that are whole, cut at known places.
 """
 
+import gzip
 import hashlib
 import io
 import json
 import os
 import runpy
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -316,6 +318,12 @@ def make_imagenet(root: Path) -> None:
                 save(root / split / folder / f'{split}_{i}.jpg')
 
 
+def make_fashion_mnist(root: Path) -> None:
+    for name, shape in FASHION_MNIST.items():
+        header = struct.pack(f'>HBB{len(shape)}I', 0, 8, len(shape), *shape)
+        (root / name).write_bytes(gzip.compress(header + bytes(int(np.prod(shape)))))
+
+
 def make_binary(root: Path, digests: dict[str, str]) -> None:
     for name in digests:
         (root / name).parent.mkdir(exist_ok=True)
@@ -323,6 +331,12 @@ def make_binary(root: Path, digests: dict[str, str]) -> None:
 
 
 DIGESTS = dict(cifar10=published.cifar10_digests(), svhn=published.svhn_digests(), stl10=published.stl10_digests())
+FASHION_MNIST = {
+    'train-images-idx3-ubyte.gz': (3, 28, 28),
+    'train-labels-idx1-ubyte.gz': (3,),
+    't10k-images-idx3-ubyte.gz': (2, 28, 28),
+    't10k-labels-idx1-ubyte.gz': (2,),
+}
 COUNTS = dict(coco=dict(train=3, val=2), cityscapes=dict(train=2, val=1), imagenet=dict(train=6, val=2))
 
 
@@ -331,6 +345,7 @@ def tree(tmp_path, monkeypatch):
     """Makes a small sound data set, of the size that ``check`` then expects."""
     monkeypatch.setattr(published, 'COUNTS', COUNTS)
     monkeypatch.setattr(published, 'IMAGENET_CLASSES', 2)
+    monkeypatch.setattr(published, 'FASHION_MNIST', FASHION_MNIST)
 
     def make(name: str) -> Path:
         if name in DIGESTS:
@@ -338,7 +353,8 @@ def tree(tmp_path, monkeypatch):
             for part in DIGESTS[name]:
                 monkeypatch.setitem(DIGESTS[name], part, hashlib.md5(part.encode()).hexdigest())
         else:
-            dict(coco=make_coco, cityscapes=make_cityscapes, imagenet=make_imagenet)[name](tmp_path)
+            makers = dict(coco=make_coco, cityscapes=make_cityscapes, imagenet=make_imagenet)
+            (makers | {'fashion-mnist': make_fashion_mnist})[name](tmp_path)
         return tmp_path
 
     return make
@@ -373,6 +389,8 @@ def test_an_empty_folder_lacks_every_part(name, tmp_path):
         ('cifar10', 'cifar-10-batches-py/data_batch_3'),
         ('svhn', 'test_32x32.mat'),
         ('stl10', 'stl10_binary/train_y.bin'),
+        ('fashion-mnist', 'train-images-idx3-ubyte.gz'),
+        ('fashion-mnist', 't10k-labels-idx1-ubyte.gz'),
     ],
 )
 def test_exactly_the_damaged_file_is_named(name, victim, tree):
@@ -404,6 +422,18 @@ def test_a_missing_file(name, victim, parts, tree):
     problem = only(check(name, root))
     assert problem.fatal
     assert all(part in problem.message for part in parts), problem.message
+
+
+def test_fashion_mnist_may_lie_unpacked_and_is_told_from_another_set(tree):
+    root = tree('fashion-mnist')
+    for path in root.iterdir():
+        path.with_suffix('').write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    assert check('fashion-mnist', root) == []
+    (root / 'train-images-idx3-ubyte').write_bytes(struct.pack('>HBBIII', 0, 8, 3, 3, 32, 32) + bytes(3 * 32 * 32))
+    assert (
+        'train-images-idx3-ubyte holds (3, 32, 32) instead of (3, 28, 28)' in only(check('fashion-mnist', root)).message
+    )
 
 
 @pytest.mark.parametrize('content', ['{"images": [', '{"images": []}'])

@@ -1,0 +1,2 @@
+_base_ = './resnet110_1xb1024-250e_svhn.py'
+model = dict(backbone=dict(repl=dict(policy='interval', every=4)))

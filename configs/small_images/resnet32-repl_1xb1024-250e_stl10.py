@@ -1,0 +1,2 @@
+_base_ = './resnet32_1xb1024-250e_stl10.py'
+model = dict(backbone=dict(repl=dict(policy='interval', every=4)))
