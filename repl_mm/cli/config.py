@@ -1,6 +1,5 @@
 """The config of a tool, and whether this machine can run it."""
 
-import importlib.util
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
@@ -10,14 +9,13 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 
 from repl_mm.engine.errors import explain
 from repl_mm.engine.install import install
+from repl_mm.engine.lookup import trust
 
 SHARDED = ('FlexibleRunner', 'repl_mm.FSDPStrategy')
-CALLED = ('type', 'constructor')  # keys of a config whose values mmengine looks up, in registries and beyond
-SCOPES = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'repl_mm')
 
 
 def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
@@ -32,9 +30,11 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     # A config is Python code and may raise anything.
     with explain(f'cannot read the config {args.config}', errors=Exception):
         config = Config.fromfile(args.config)
+    trust(config)
     with explain('cannot apply --cfg-options'):
         options = _parse_options(args.cfg_options or [])
-        _require_registered(options)
+        if imports := [key for key in options if key.partition('.')[0] == 'custom_imports']:
+            raise ValueError(f'{imports[0]} would run code: what a config shall import stands in the config file')
         config.merge_from_dict(options)
     missing = [section for section in sections if config.get(section) is None]
     if missing:
@@ -63,24 +63,6 @@ def _parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument('--cfg-options', nargs='*', action=DictAction, default={})
     return parser.parse_args(['--cfg-options', *pairs]).cfg_options
-
-
-def _require_registered(options: Mapping[str, Any]) -> None:
-    """Let no option name a function of Python by its path: mmengine would import and call it."""
-    scopes = (*SCOPES, *MODELS.children)
-    for key, value in options.items():
-        last, name = key.rpartition('.')[2], str(value)
-        scope, dot, _ = name.rpartition('.')
-        is_module = not dot and name.isidentifier() and importlib.util.find_spec(name) is not None
-        if (
-            (last in CALLED and (is_module or (dot and scope not in scopes)))
-            or (last in ('default_scope', '_scope_') and name not in scopes)
-            or last in ('imports', 'custom_imports')
-        ):
-            raise ValueError(
-                f'{key} takes the name of a registered class, such as ResNet or mmdet.ResNet, or of a library, got '
-                f'{value!r}: what a config shall import stands in the config file'
-            )
 
 
 def load_scoped_config(args: Namespace, *, sections: Sequence[str]) -> Config:

@@ -6,6 +6,7 @@ from repl_mm.compat import keep_archives_inside, resolve_mmseg_configs
 from repl_mm.engine.checkpoints import restrict_loading
 from repl_mm.engine.cpu import use_cpu_amp
 from repl_mm.engine.files import use_atomic_files
+from repl_mm.engine.lookup import restrict_lookup
 
 
 @cache
@@ -14,6 +15,7 @@ def install() -> None:
 
     - Local files are there whole or not at all (:mod:`repl_mm.engine.files`).
     - Checkpoints are read without running what they hold (:mod:`repl_mm.engine.checkpoints`).
+    - The text of a config names what is registered, and data files hold data (:mod:`repl_mm.engine.lookup`).
     - ``AmpOptimWrapper`` works on a machine without an accelerator (:mod:`repl_mm.engine.cpu`).
     - ``_base_ = 'mmseg::...'`` is found, and archives unpack into their folder alone (:mod:`repl_mm.compat`).
 
@@ -21,6 +23,7 @@ def install() -> None:
     """
     use_atomic_files()
     restrict_loading()
+    restrict_lookup()
     use_cpu_amp()
     resolve_mmseg_configs()
     keep_archives_inside()
