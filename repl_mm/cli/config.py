@@ -62,7 +62,10 @@ def _parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """The values of KEY=VALUE pairs, as OpenMMLab's tools read them."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument('--cfg-options', nargs='*', action=DictAction, default={})
-    return parser.parse_args(['--cfg-options', *pairs]).cfg_options
+    try:
+        return parser.parse_args(['--cfg-options', *pairs]).cfg_options
+    except RecursionError:  # of what ends in a bracket that it does not begin with
+        raise ValueError('a value is a number, a word, or a list of them in brackets') from None
 
 
 def load_scoped_config(args: Namespace, *, sections: Sequence[str]) -> Config:

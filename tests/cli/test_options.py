@@ -42,7 +42,7 @@ def marker(tmp_path, monkeypatch) -> Path:
     for name in ('__init__', 'registry', 'utils'):
         (package / f'{name}.py').write_text(MODULE.format(marker=str(path)))
     monkeypatch.syspath_prepend(package.parent)
-    (tmp_path / 'config.py').write_text(CLASSIFIER)
+    (tmp_path / 'config.py').write_text(f"{CLASSIFIER}custom_hooks = [dict(type='EMAHook')]\n")
     return path
 
 
@@ -64,7 +64,7 @@ OPTIONS = {
     'a function as type': ['model.backbone.type=payload.call'],
     'a class of Python': ['model.backbone.type=subprocess.Popen', 'model.backbone.args=[touch,{marker}]'],
     'a constructor': ['optim_wrapper.constructor=payload.call'],
-    'an average': ['custom_hooks=[dict(type=EMAHook,ema_type=payload.call)]'],
+    'an average': ['custom_hooks.0.ema_type=payload.call'],
     'a scope': ['default_scope=payload'],
     'a scope of one part': ['model._scope_=payload'],
     'a scope before a type': ['model.backbone.type=payload.ResNet'],
@@ -92,6 +92,12 @@ def test_no_option_runs_code(name, marker, tmp_path):
     run('train', tmp_path / 'config.py', '--work-dir', tmp_path / 'work', '--cfg-options', *options)
     assert not marker.exists()
     assert not marker.with_suffix('.json').exists()
+
+
+def test_an_option_has_no_calls(marker, tmp_path):
+    done = run('train', tmp_path / 'config.py', '--cfg-options', 'custom_hooks=[dict(type=EMAHook)]')
+    assert done.code == 2
+    assert 'a value is a number, a word, or a list of them' in done.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize('name', ['a command as log processor', 'a class of Python', 'an average', 'imports'])
