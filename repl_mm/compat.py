@@ -5,6 +5,7 @@ Importing this module changes nothing: ``import repl_mm`` lets mmcv find the ope
 """
 
 import tarfile
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -107,9 +108,21 @@ def resolve_mmseg_configs() -> None:
         MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 
 
+def _inside_without_links(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """A filter of ``tarfile``: Python's own for data, and no links, which no published data set has."""
+    if member.issym() or member.islnk():
+        raise tarfile.FilterError(
+            f'{member.name!r} is a link to {member.linkname!r}, which an archive of data needs not'
+        )
+    root = Path(folder).resolve()
+    if not (root / member.name).resolve().is_relative_to(root):  # through links that are there already, too
+        raise tarfile.FilterError(f'{member.name!r} would be unpacked outside of {folder}')
+    return tarfile.data_filter(member, folder)
+
+
 def keep_archives_inside() -> None:
     """Let no archive that a host unpacks write outside of its folder.
 
-    Can go with Python 3.11: it is the default from 3.14 on.
+    Links are refused altogether: by a chain of them Python 3.11's own filter is led out of the folder.
     """
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    tarfile.TarFile.extraction_filter = staticmethod(_inside_without_links)

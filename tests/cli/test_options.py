@@ -95,12 +95,17 @@ def test_no_option_runs_code(name, marker, tmp_path):
 
 
 def test_an_option_has_no_calls(marker, tmp_path):
-    done = run('train', tmp_path / 'config.py', '--cfg-options', 'custom_hooks=[dict(type=EMAHook)]')
+    done = run(
+        'train',
+        tmp_path / 'config.py',
+        '--cfg-options',
+        'custom_hooks=[dict(type=EMAHook,ema_type=StochasticWeightAverage)]',
+    )
     assert done.code == 2
     assert 'a value is a number, a word, or a list of them' in done.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize('name', ['a command as log processor', 'a class of Python', 'an average', 'imports'])
+@pytest.mark.parametrize('name', ['a function of a host', 'a class of Python', 'a scope', 'imports'])
 def test_it_is_said_in_one_line(name, marker, tmp_path):
     options = [option.format(marker=marker) for option in OPTIONS[name]]
     done = run('train', tmp_path / 'config.py', '--work-dir', tmp_path / 'work', '--cfg-options', *options)

@@ -490,7 +490,7 @@ def test_an_archive_cannot_write_outside_of_its_folder(tmp_path):
     with tarfile.open(tmp_path / 'data.tar.gz', 'w:gz') as archive:
         archive.add(tmp_path / 'evil', arcname='../outside')
     (tmp_path / 'data').mkdir()
-    with pytest.raises(tarfile.OutsideDestinationError):
+    with pytest.raises(tarfile.FilterError):
         extract_archive(str(tmp_path / 'data.tar.gz'), str(tmp_path / 'data'))
     assert not (tmp_path / 'outside').exists()
 
