@@ -279,6 +279,7 @@ MISFITS = [
     (lambda w: w.pop('head.fc.bias'), r'of its keys are 1 missing \(head.fc.bias\): give'),
     (lambda w: w.update({str(i): torch.ones(1) for i in range(4)}), r'4 left over \(0, 1, 2, \.\.\.\): give'),
     (lambda w: w.update({'head.fc.weight': torch.ones(2)}), r'1 of another shape \(head.fc.weight\): give'),
+    (lambda w: w.update({'a\nb\x1b[2J': torch.ones(1)}), r'1 left over \(a\\nb\\x1b\[2J\): give'),
     (lambda w: w.update({'head.fc.weight': 'text'}), r'1 no numbers of the right kind \(head.fc.weight\): give'),
 ]
 
@@ -293,6 +294,17 @@ def test_checkpoint_that_does_not_fit(change, expected, trained, write, tmp_path
         code, _, stderr = run(tool, write(), *args, '--work-dir', tmp_path / 'work')
         assert code == 2
         assert re.search('error: the checkpoint .*bad.pth does not fit the model.*' + expected, stderr)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value, trained, write, tmp_path):
+    checkpoint = torch.load(trained / 'epoch_2.pth', weights_only=False)
+    checkpoint['state_dict']['backbone.bn1.running_var'][3] = value
+    torch.save(checkpoint, tmp_path / 'bad.pth')
+    for tool, args in (('test', [tmp_path / 'bad.pth']), ('train', ['--resume', tmp_path / 'bad.pth'])):
+        code, _, stderr = run(tool, write(), *args, '--work-dir', tmp_path / 'work')
+        assert code == 2
+        assert re.search('error: .*bad.pth holds NaN or infinite values in backbone.bn1.running_var: give', stderr)
 
 
 def test_bare_weights_can_be_tested_but_not_resumed(trained, write, tmp_path):

@@ -4,6 +4,7 @@ Oracles: the uninterrupted run, bit for bit; planted faults. ``tests/faults`` ha
 files, several processes.
 """
 
+import copy
 import itertools
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from cli_helpers import run
 from helpers import same
 from mmengine.dataset import InfiniteSampler
 from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS
@@ -31,9 +32,11 @@ from mmpretrain.datasets.utils import extract_archive
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from repl_mm.benchmark.operators import OperatorCounter
 from repl_mm.engine import files, loops
 from repl_mm.engine.checkpoints import find_newest
 from repl_mm.engine.files import AtomicBackend, write_atomic
+from repl_mm.engine.finite import first_gradient_not_finite
 from repl_mm.engine.hooks import CheckpointHook, FiniteLossHook, WatchdogHook
 
 STEPS = 6  # an epoch
@@ -55,6 +58,8 @@ class Noisy(BaseModel):
         noise = torch.rand(()) + random.random() + np.random.rand()
         out = self.norm(self.linear(torch.stack(inputs) + noise))
         terms = [sample.factor for sample in data_samples]
+        if 0.0 in terms:
+            out.register_hook(lambda gradient: gradient * float('nan'))
         return dict(loss_a=out.square().mean(), loss_b=(out[:, 0] * torch.tensor(terms)).mean(), acc=torch.tensor(1.0))
 
 
@@ -157,16 +162,17 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(train, kind, workers
     assert same(end_of(work_dir), end_of(work_dir.with_name('whole')))
 
 
+class Scaled(AmpOptimWrapper):
+    def __init__(self, **kwargs) -> None:
+        OptimWrapper.__init__(self, **kwargs)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0, growth_interval=3)
+        self._scale_update_param = None
+
+    optim_context = OptimWrapper.optim_context
+
+
 def test_the_loss_scale_of_mixed_precision_goes_on(train):
     """mmengine's wrapper for GPUs with torch's scaler for CPUs; the scale doubles after every third step."""
-
-    class Scaled(AmpOptimWrapper):
-        def __init__(self, **kwargs) -> None:
-            OptimWrapper.__init__(self, **kwargs)
-            self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0, growth_interval=3)
-            self._scale_update_param = None
-
-        optim_context = OptimWrapper.optim_context
 
     OPTIM_WRAPPERS.register_module(name='Scaled', module=Scaled, force=True)
     scaled = 'optim_wrapper["type"] = "Scaled"\n'
@@ -300,6 +306,130 @@ def test_steps_without_a_finite_loss_are_left_out(train, poison, accumulate):
     counted = checkpoint['optimizer']['state'][0]['step']
     assert counted == (3 * STEPS - 3 if accumulate == 1 else 9)
     assert checkpoint['ema_state_dict']['module.norm.num_batches_tracked'] == 3 * STEPS - 3
+
+
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(train, poison, accumulate):
+    """The loss is finite; in the last epoch, so that files of good weights are there, the last step among them."""
+    save = f'optim_wrapper["accumulative_counts"] = {accumulate}\n'
+    save += 'default_hooks["checkpoint"]["max_keep_ckpts"] = 1\n'
+    assert train('run', change=save + 'custom_hooks.append(dict(type="Interrupt", step=12))\n')[0] == 130
+    poison[13] = 0.0
+    code, last, work_dir = train('run', '--resume', change=save)
+    (path,) = work_dir.glob('*.pth')
+    saved = torch.load(path, weights_only=False)
+    step = saved['meta']['iter'] + 1
+    told = f'error: the loss is finite and the gradient of linear.weight is not at step {step}, for the samples '
+    assert (code, last[: len(told)]) == (1, told)
+    samples = last.removeprefix(told).partition(' on rank 0. No checkpoint was written since then')[0].split(', ')
+    assert (len(set(samples)), '13' in samples) == (4, True)
+    assert all(value.isfinite().all() for value in saved['state_dict'].values())
+
+
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_a_step_left_out_for_its_gradients_changes_nothing(train, poison, accumulate):
+    """Oracle: weights, Adam's state and the buffers before and after that step, bit for bit."""
+    kept = {}
+
+    class Keep(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            state = {**runner.model.state_dict(), 'adam': runner.optim_wrapper.optimizer.state_dict()['state']}
+            kept[runner.iter + 1] = copy.deepcopy(state), runner.message_hub.get_info('skipped_steps', 0)
+
+    HOOKS.register_module(name='Keep', module=Keep, force=True)
+    poison[13] = 0.0
+    skip = "custom_hooks.append(dict(type='repl_mm.FiniteLossHook', action='skip'))\n"
+    skip += f'optim_wrapper["accumulative_counts"] = {accumulate}\ncustom_hooks.append(dict(type="Keep"))\n'
+    assert train('run', change=skip)[0] == 0
+    updates = range(accumulate, 3 * STEPS + 1, accumulate)
+    left_out = [step for step in updates if step > accumulate and kept[step][1] > kept[step - accumulate][1]]
+    assert kept[3 * STEPS][1] == 3  # once in each epoch
+    for step in updates[1:]:
+        assert same(kept[step][0], kept[step - accumulate][0]) == (step in left_out)
+
+
+def test_what_a_loss_scaler_leaves_out_is_no_fault(train, poison):
+    """Oracle: torch's scaler, which halves its scale for each such step."""
+    OPTIM_WRAPPERS.register_module(name='Scaled', module=Scaled, force=True)
+    poison[13] = 0.0
+    code, _, work_dir = train('run', change='optim_wrapper["type"] = "Scaled"\n')
+    assert code == 0
+    checkpoint = torch.load(work_dir / f'iter_{3 * STEPS}.pth', weights_only=False)
+    assert checkpoint['optimizer']['state'][0]['step'] == 3 * STEPS - 3
+    assert all(value.isfinite().all() for value in checkpoint['state_dict'].values())
+
+
+def test_gradients_are_looked_at_by_four_operators():
+    network = nn.Sequential(*(nn.Linear(3, 3) for _ in range(50)))
+    network(torch.ones(3)).sum().backward()
+    with OperatorCounter() as counter:
+        assert first_gradient_not_finite(network) is None
+    assert counter.counts == dict.fromkeys(['_foreach_norm', 'stack', 'linalg_vector_norm', '_local_scalar_dense'], 1)
+    network[7].bias.grad[1] = float('inf')
+    assert first_gradient_not_finite(network) == '7.bias'
+    network[7].bias.grad[1] = 1e38  # whose square is not
+    assert first_gradient_not_finite(network) is None
+
+
+@pytest.mark.parametrize('where', ['weight', 'statistics', 'average', 'optimizer'])
+@pytest.mark.parametrize('step', [8, 3 * STEPS])
+def test_what_is_not_finite_never_replaces_a_checkpoint(train, where, step):
+    """Whatever has broken it, and in the last step too."""
+
+    class Break(Hook):
+        priority = 'NORMAL'
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter + 1 == step:
+                places = dict(
+                    weight=runner.model.linear.weight,
+                    statistics=runner.model.norm.running_var,
+                    optimizer=runner.optim_wrapper.optimizer.state[runner.model.linear.bias]['exp_avg_sq'],
+                    average=next(
+                        hook for hook in runner.hooks if isinstance(hook, EMAHook)
+                    ).ema_model.module.norm.weight,
+                )
+                places[where].data.view(-1)[0] = float('inf')
+
+    HOOKS.register_module(name='Break', module=Break, force=True)
+    change = 'default_hooks["checkpoint"]["max_keep_ckpts"] = 1\ncustom_hooks.append(dict(type="Break"))\n'
+    code, last, work_dir = train('run', change=change)
+    assert code == 1
+    assert re.match(r'error: the checkpoint would hold NaN or infinite values in .*: it is not written', last)
+    assert [path.name for path in work_dir.glob('*.pth')] == [f'iter_{step - 1}.pth']
+    code, _, _ = train('run', '--resume', change='default_hooks["checkpoint"]["max_keep_ckpts"] = 1\n')
+    assert code == 0
+
+
+def test_the_best_checkpoint_is_not_removed_for_one_that_is_not_finite(train):
+    change = """
+val_dataloader = dict(train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+val_cfg = dict()
+val_evaluator = dict(type='Rising')
+default_hooks['checkpoint'].update(interval=100, save_best='score', rule='greater')
+custom_hooks.append(dict(type='BreakLate'))
+"""
+    scores = iter(range(9))
+
+    @METRICS.register_module(force=True)
+    class Rising(BaseMetric):
+        def process(self, data_batch, data_samples):
+            self.results.append(0)
+
+        def compute_metrics(self, results):
+            return dict(score=float(next(scores)))
+
+    @HOOKS.register_module(force=True)
+    class BreakLate(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter + 1 == 2 * STEPS:
+                runner.model.norm.running_mean.fill_(float('nan'))
+
+    code, last, work_dir = train('run', change=change)
+    assert (code, 'state_dict.norm.running_mean' in last) == (1, True)
+    assert [path.name for path in work_dir.glob('*.pth')] == [f'best_score_iter_{STEPS}.pth']
 
 
 def test_a_run_that_diverges_for_good_ends_though_steps_may_be_left_out(train, poison):

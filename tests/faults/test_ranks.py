@@ -46,6 +46,9 @@ class Fault(Hook):
             return
         if kind in ('killed', 'stopped'):
             os.kill(os.getpid(), dict(killed=signal.SIGKILL, stopped=signal.SIGSTOP)[kind])
+        if kind == 'nan gradient':
+            weight = runner.model.module.head.fc.weight
+            handle = weight.register_hook(lambda gradient: (handle.remove(), gradient * float('nan'))[1])
         if kind == 'nan':
             data_batch['inputs'] = data_batch['inputs'] * float('nan')
         if kind == 'stuck in data':
@@ -53,6 +56,13 @@ class Fault(Hook):
             repl_mm.datasets.checked.Digits.__getitem__ = lambda *_: time.sleep(1000)
         if kind == 'stuck in a step':
             time.sleep(1000)
+
+    def after_train(self, runner):
+        from mmengine.dist import all_gather
+
+        for name, value in runner.model.named_parameters():
+            if not all(other.equal(value) for other in all_gather(value.data)):
+                print('ranks differ:', name)
 """
 
 
@@ -209,3 +219,30 @@ def test_a_signal_to_any_rank_saves_and_ends_all(config, whole, fault, tmp_path,
         assert re.search(rf'exitcode\s*: {128 + signal.SIGTERM}', text)
     resume(config, tmp_path, whole)
     survived('rank preempted')
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_ends_both(config, tmp_path, survived):
+    """Its loss is finite; the sum over the ranks carries it to the other one."""
+    code, text = launch(config, tmp_path, fault='nan gradient', seconds=30)
+    assert code != 0
+    said = re.search(
+        r'error: the loss is finite and the gradient of (\S+) is not at step 8, for the samples (.*)', text
+    )
+    assert said, text
+    assert re.search(r' on rank 0; .* on rank 1\. No checkpoint was written since then', said[2])
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_4.pth', 'iter_6.pth']
+    survived('gradient not finite on one rank')
+
+
+def test_both_ranks_leave_a_step_out(config, tmp_path, survived):
+    """Oracle: the two hold the same weights afterwards, which the hook above compares."""
+    skip = config.with_name('skip.py')
+    text = config.read_text() + "custom_hooks.append(dict(type='repl_mm.FiniteLossHook', action='skip'))\n"
+    skip.write_text(text)
+    code, text = launch(skip, tmp_path, fault='nan gradient', seconds=60)
+    assert code == 0, text
+    assert 'The step is left out, of 1 in all' in text
+    found = torch.load(tmp_path / f'iter_{STEPS}.pth', weights_only=False)
+    assert all(value.isfinite().all() for value in found['state_dict'].values())
+    assert 'ranks differ' not in text
+    survived('gradient not finite on one rank, left out')

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -11,18 +12,30 @@ from typing import Any, ClassVar
 import mmengine.hooks
 import torch
 from mmengine.dist import all_reduce, barrier, gather_object, get_rank, get_world_size, is_main_process
-from mmengine.hooks import EarlyStoppingHook
+from mmengine.hooks import EarlyStoppingHook, EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from repl_mm.engine.errors import shorten
 from repl_mm.engine.files import remove_parts, use_atomic_files, write_atomic
+from repl_mm.engine.finite import tensors_not_finite
 from repl_mm.engine.loops import ExactResumeMixin
 from repl_mm.registry import HOOKS
+
+# What a checkpoint holds of numbers that training has computed.
+NUMBERS = ('state_dict', 'ema_state_dict', 'optimizer')
 
 
 def _bare(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
+
+
+def _weights(runner: Runner) -> dict[str, Any]:
+    """The weights of a run and their moving averages, by the names that checkpoints give them."""
+    averages = [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
+    models = dict(zip(('state_dict', 'ema_state_dict'), [_bare(runner.model), *averages], strict=False))
+    return {name: model.state_dict() for name, model in models.items()}
 
 
 def _shield(init: Any, worker: int) -> None:
@@ -50,6 +63,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
       for bit.
     - A checkpoint is there whole or not at all; from the hook's construction on this holds for all local files that
       mmengine writes.
+    - Weights, averages and an optimizer's state that hold NaN or infinite values are never saved: they end the run.
+      What was infinite when training began, such as a mask, may stay so.
     - With ``max_keep_ckpts`` the oldest file goes when the new one is there, not before.
     - SIGTERM and SIGUSR1 (SLURM: preemption, ``--signal=USR1@120``) let all ranks save a checkpoint after the step
       that runs, or after the validation that runs, and exit with 128 + the number of the signal. With another loop
@@ -60,6 +75,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     Raises:
         ValueError: An interval or a number of files that is no whole number.
+        FloatingPointError: When it saves, if a value is not finite.
     """
 
     SIGNALS: ClassVar = (signal.SIGTERM, signal.SIGUSR1)
@@ -80,6 +96,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         super().before_train(runner)
         if is_main_process():
             remove_parts(Path(self.out_dir))
+        self._infinite_masks = set(tensors_not_finite(_weights(runner)))
         if not isinstance(runner.train_loop, ExactResumeMixin):
             return
         self._handlers = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
@@ -109,6 +126,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
                 world_size=get_world_size(),
             )
         checkpoint['gradients'] = self._gradients
+        self._require_finite({key: checkpoint.get(key) for key in NUMBERS}, runner)
         checkpoint['early_stopping'] = [
             dict(wait_count=hook.wait_count, best_score=hook.best_score) for hook in self._early_stopping(runner)
         ]
@@ -155,6 +173,19 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
                 path = self.file_backend.join_path(self.out_dir, name)
                 if self.file_backend.isfile(path):
                     self.file_backend.remove(path)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """As the host's, which removes the best file before it writes the new one."""
+        if self.save_best:
+            self._require_finite(_weights(runner), runner)
+        super()._save_best_checkpoint(runner, metrics)
+
+    def _require_finite(self, content: Mapping[str, Any], runner: Runner) -> None:
+        if broken := [key for key in tensors_not_finite(content) if key not in self._infinite_masks]:
+            raise FloatingPointError(
+                f'the checkpoint would hold NaN or infinite values in {shorten(broken)}: it is not written, what was '
+                'there before is as it was'
+            )
 
     def _gather_gradients(self, runner: Runner) -> None:
         """Keep what each rank has accumulated; after a step of the optimizer that is nothing."""
