@@ -5,14 +5,19 @@ files, several processes.
 """
 
 import copy
+import errno
 import itertools
 import multiprocessing
 import os
+import platform
 import random
 import re
+import shutil
 import signal
 import socket
 import tarfile
+import time
+from datetime import datetime
 from pathlib import Path
 
 import mmengine.hooks
@@ -34,10 +39,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from repl_mm.benchmark.operators import OperatorCounter
 from repl_mm.engine import files, loops
-from repl_mm.engine.checkpoints import find_newest
+from repl_mm.engine.checkpoints import as_safetensors
 from repl_mm.engine.files import AtomicBackend, write_atomic
 from repl_mm.engine.finite import first_gradient_not_finite
 from repl_mm.engine.hooks import CheckpointHook, FiniteLossHook, WatchdogHook
+from repl_mm.engine.resume import find_newest
+from repl_mm.engine.weights import read_checkpoint
 
 STEPS = 6  # an epoch
 NUMBERS = itertools.count()
@@ -586,8 +593,7 @@ def test_a_signal_at_a_save_step_costs_no_checkpoint(train):
 
 def test_resuming_looks_past_what_is_no_checkpoint(train):
     """A folder, links that lead nowhere, files of others; but it does not begin anew beside bare weights."""
-    train('run', change='custom_hooks.append(dict(type="Interrupt", step=8))\n')
-    _, _, work_dir = train('run', change='custom_hooks.append(dict(type="Interrupt", step=4))\n')
+    _, _, work_dir = train('run', change='custom_hooks.append(dict(type="Interrupt", step=8))\n')
     (work_dir / 'iter_99.pth').mkdir()
     (work_dir / 'dangling.pth').symlink_to(work_dir / 'nothing')
     (work_dir / 'loop.pth').symlink_to(work_dir / 'loop.pth')
@@ -602,9 +608,166 @@ def test_resuming_looks_past_what_is_no_checkpoint(train):
     assert 'iter_8.pth holds weights alone' in last
 
 
+def test_the_newest_run_of_a_folder_goes_on(train):
+    """Oracle: that run in a folder of its own; the earlier one is longer."""
+    assert train('whole')[0] == 0
+    train('run', change='randomness["seed"] = 7\ncustom_hooks.append(dict(type="Interrupt", step=8))\n')
+    _, said, work_dir = train('run', change='custom_hooks.append(dict(type="Interrupt", step=4))\n')
+    assert sorted(path.name for path in work_dir.glob('*.pth')) == [f'iter_{step}.pth' for step in (3, 4, 7, 8)]
+    begun = {step: torch.load(work_dir / f'iter_{step}.pth', weights_only=False)['meta']['run'] for step in (3, 4, 8)}
+    assert begun[8] < begun[3] == begun[4]
+    code, said, _ = train('run', '--resume')
+    assert code == 0
+    date = datetime.fromtimestamp(begun[4]).isoformat(' ', 'seconds')
+    assert said == f'resuming the run of {date} at iteration 4 from {work_dir / "iter_4.pth"}'
+    assert same(end_of(work_dir), end_of(work_dir.with_name('whole')))
+    assert torch.load(work_dir / f'iter_{3 * STEPS}.pth', weights_only=False)['meta']['run'] == begun[4]  # as it began
+    assert sorted(path.name for path in work_dir.glob('*.pth')) == [
+        f'iter_{3 * STEPS - 1}.pth',
+        f'iter_{3 * STEPS}.pth',
+    ]
+
+
+def test_a_new_run_in_a_used_folder_says_so(train):
+    train('run', change='custom_hooks.append(dict(type="Interrupt", step=2))\n')
+    code, said, work_dir = train('run')
+    assert code == 0
+    assert said == (
+        f'{work_dir} holds checkpoints of an earlier run: this one begins anew, and writes over those of the same '
+        'name; --resume would go on'
+    )
+
+
+def test_two_runs_in_one_folder(train, tmp_path):
+    """Oracle: another process that holds the lock; killed, it holds nothing."""
+    ready = multiprocessing.Event()
+
+    def hold():
+        with files.lock_folder(tmp_path / 'run'):
+            ready.set()
+            time.sleep(100)
+
+    other = multiprocessing.get_context('fork').Process(target=hold)
+    other.start()
+    assert ready.wait(20)
+    code, last, work_dir = train('run')
+    held = (
+        rf'error: {work_dir} is in use by process {other.pid} on {platform.node()} since \d{{4}}-\d\d-\d\d [\d:]+: wait'
+    )
+    assert code == 2
+    assert re.match(held, last)
+    assert [path.name for path in work_dir.iterdir()] == ['.lock']
+    other.kill()
+    other.join()
+    assert train('run')[0] == 0
+
+
+def test_a_folder_that_cannot_be_locked_is_a_warning(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(files.fcntl, 'lockf', fail)
+    with files.lock_folder(tmp_path):
+        assert 'cannot be locked (No locks available): see to it that no other run uses it' in capsys.readouterr().err
+
+
+def change_at(place: str, value: object):
+    """Put a value into a checkpoint."""
+
+    def change(checkpoint):
+        *way, last = place.split('.')
+        for key in way:
+            checkpoint = checkpoint[key]
+        checkpoint[last] = value
+
+    return change
+
+
+ODD = [
+    ('meta', None, 'are no dict'),
+    ('meta', [], 'are no dict'),
+    ('meta.iter', 'four', "meta.iter is a number of steps, got 'four'"),
+    ('meta.iter', float('nan'), 'meta.iter is a number of steps, got nan'),
+    ('meta.iter', 10**30, 'meta.iter is a number of steps, got 1000'),
+    ('meta.epoch', -1, 'meta.epoch is a number of epochs, got -1'),
+    ('meta.seed', 'a\nb', "meta.seed is a whole number below 2\\*\\*32, got 'a.+nb'"),
+    ('meta.run', float('nan'), 'meta.run is seconds, got nan'),
+    ('meta.place', 3, 'meta.place is a dict, got 3'),
+    ('meta.place', {}, 'meta.place.done is missing, meta.place.batches is missing'),
+    ('message_hub', None, 'message_hub is a dict, got None'),
+    ('message_hub', {}, 'message_hub.log_scalars is missing'),
+    ('message_hub.runtime_info', {3: 3}, 'message_hub.runtime_info is a dict'),
+    ('message_hub.runtime_info.keep_ckpt_ids', ['a'], 'keep_ckpt_ids is numbers of steps, got a list'),
+    ('message_hub.runtime_info.preemption_ckpt', '../../victim', "preemption_ckpt is a name of a file, got '../"),
+    ('optimizer', None, "optimizer is an optimizer's state, got None"),
+    ('optimizer', {}, "optimizer is an optimizer's state, got a dict"),
+    ('optimizer.param_groups', [], "optimizer is an optimizer's state, got a dict"),
+    ('param_schedulers', 'text', "param_schedulers is states of schedulers, got 'text'"),
+    ('param_schedulers', [3], 'param_schedulers is states of schedulers, got a list'),
+    ('param_schedulers', [], 'has 0 schedulers, and the config 1'),
+    ('gradients', [{'linear.weight': torch.ones(5)}], r'gradient of linear.weight has the shape \(5,\)'),
+    ('gradients', 3, 'gradients is gradients by name, of each process, got 3'),
+    ('early_stopping', [3], 'early_stopping is dicts, got a list'),
+    ('cost', 3, "cost is CostHook's figures, got 3"),
+    ('cost', {'steps': 3}, "cost is CostHook's figures, got a dict"),
+    ('ema_state_dict', [], 'ema_state_dict is averages by name, got a list'),
+    ('state_dict', {3: torch.ones(1)}, 'is not a checkpoint'),
+]
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+    """A run that was stopped after its fourth step: its config, and what its checkpoint holds."""
+    folder = tmp_path_factory.mktemp('stopped')
+    config = folder / 'odd.py'
+    config.write_text(CONFIG + 'custom_hooks.append(dict(type="Interrupt", step=4))\n')
+    assert run('train', config, '--work-dir', folder / 'run').code == 130
+    config.write_text(CONFIG.replace('max_epochs=3', 'max_epochs=1'))
+    return config, folder / 'run'
+
+
+@pytest.mark.parametrize(('place', 'value', 'said'), ODD)
+def test_a_checkpoint_with_odd_content_is_named(stopped, place, value, said, tmp_path):
+    config, work_dir = stopped
+    checkpoint = torch.load(work_dir / 'iter_4.pth', weights_only=False)
+    change_at(place, value)(checkpoint)
+    torch.save(checkpoint, tmp_path / 'odd.pth')
+    code, _, err = run('train', config, '--work-dir', tmp_path / 'work', '--resume', tmp_path / 'odd.pth')
+    assert code == 2
+    assert re.search(f'error: .*odd.pth.*{said}', err.splitlines()[-1])
+    assert 'Traceback' not in err
+
+
+@pytest.mark.parametrize(('place', 'value', 'said'), [odd for odd in ODD if ' is ' in odd[2]])
+def test_a_good_file_beside_an_odd_one_wins(stopped, place, value, said, tmp_path):
+    _, work_dir = stopped
+    shutil.copy(work_dir / 'iter_3.pth', tmp_path / 'iter_3.pth')
+    checkpoint = torch.load(work_dir / 'iter_4.pth', weights_only=False)
+    change_at(place, value)(checkpoint)
+    torch.save(checkpoint, tmp_path / 'iter_4.pth')
+    assert find_newest(tmp_path) == tmp_path / 'iter_3.pth'
+
+
+def test_a_good_file_beside_one_that_is_not_finite_wins(stopped, tmp_path):
+    config, work_dir = stopped
+    shutil.copytree(work_dir, tmp_path / 'work')
+    checkpoint = torch.load(work_dir / 'iter_4.pth', weights_only=False)
+    checkpoint['state_dict']['linear.weight'][0, 0] = float('nan')
+    torch.save(checkpoint, tmp_path / 'work/iter_4.pth')
+    code, _, err = run('train', config, '--work-dir', tmp_path / 'work', '--resume')
+    assert (code, 'at iteration 3 from' in err) == (0, True)
+
+
+def test_a_safetensors_file_without_meta_data_of_its_kind(tmp_path):
+    path = tmp_path / 'null.safetensors'
+    path.write_bytes(as_safetensors(dict(w=torch.ones(1)), meta=None))
+    with pytest.raises(ValueError, match=r'the meta data of .*null.safetensors are no dict'):
+        read_checkpoint(str(path))
+
+
 @pytest.mark.parametrize(
     ('missing', 'said'),
-    [('message_hub', 'was not written by mmengine'), ('meta', 'was not written by mmengine'), ('optimizer', 'alone')],
+    [('message_hub', 'message_hub is missing'), ('meta', 'meta is missing'), ('optimizer', 'alone')],
 )
 def test_resuming_from_what_lacks_something(train, missing, said, tmp_path):
     _, _, work_dir = train('run', change='custom_hooks.append(dict(type="Interrupt", step=2))\n')

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,8 @@ from repl_mm.engine.errors import shorten
 from repl_mm.engine.files import remove_parts, use_atomic_files, write_atomic
 from repl_mm.engine.finite import tensors_not_finite
 from repl_mm.engine.loops import ExactResumeMixin
+from repl_mm.engine.resume import NUMBERS, started
 from repl_mm.registry import HOOKS
-
-# What a checkpoint holds of numbers that training has computed.
-NUMBERS = ('state_dict', 'ema_state_dict', 'optimizer')
 
 
 def _bare(model: nn.Module) -> nn.Module:
@@ -36,6 +35,11 @@ def _weights(runner: Runner) -> dict[str, Any]:
     averages = [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
     models = dict(zip(('state_dict', 'ema_state_dict'), [_bare(runner.model), *averages], strict=False))
     return {name: model.state_dict() for name, model in models.items()}
+
+
+def _number_of(schedulers: Any) -> int:
+    lists = schedulers.values() if isinstance(schedulers, Mapping) else [schedulers or []]
+    return sum(map(len, lists))
 
 
 def _shield(init: Any, worker: int) -> None:
@@ -61,6 +65,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     - A checkpoint also says where in the epoch it was written, and holds gradients that are not yet applied (gradient
       accumulation). With the loops of ``repl_mm.engine.loops`` a run resumed from it ends with the same weights, bit
       for bit.
+    - It also says when its run began (``meta.run``), which tells it from those of other runs in the same folder; a
+      resumed run is the same run.
     - A checkpoint is there whole or not at all; from the hook's construction on this holds for all local files that
       mmengine writes.
     - Weights, averages and an optimizer's state that hold NaN or infinite values are never saved: they end the run.
@@ -86,6 +92,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
                 raise ValueError(f'CheckpointHook takes a whole number as {name}, got {kwargs[name]!r}')
         super().__init__(**kwargs)
         use_atomic_files()
+        self._run = time.time()
         self._signal = 0
         self._handlers: dict[int, Any] = {}
         self._gradients: list[dict[str, Tensor]] = []
@@ -117,7 +124,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Say where in the run the checkpoint was written."""
         loop, meta = runner.train_loop, checkpoint['meta']
-        meta.update(self._counts)
+        meta.update(self._counts, run=self._run, infinite=sorted(self._infinite_masks))
         if isinstance(loop, ExactResumeMixin):
             within_epoch = loop.first_iter is not None and meta['epoch'] == loop.epoch
             meta['place'] = dict(
@@ -137,12 +144,16 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         Raises:
             ValueError: It was written in the middle of an epoch that had another number of batches or processes.
         """
-        loop = runner.train_loop
+        loop, meta = runner.train_loop, checkpoint['meta']
+        if runner._resume:
+            self._run = started(meta)
         if not runner._resume or not isinstance(loop, ExactResumeMixin):
             return
-        meta = checkpoint['meta']
         for hook, state in zip(self._early_stopping(runner), checkpoint.get('early_stopping', ()), strict=False):
             vars(hook).update(state)
+        counts = [_number_of(checkpoint.get('param_schedulers')), _number_of(runner.param_schedulers)]
+        if counts[0] != counts[1]:
+            raise ValueError('the checkpoint has {} schedulers, and the config {}'.format(*counts))
         own = dict(batches=len(loop.dataloader), world_size=get_world_size())
         place = meta.get('place', dict(done=None, **own))  # mmengine's own hook does not say it
         given = {key: place[key] for key in own}
@@ -155,9 +166,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             return
         loop.done = place['done']
         if gradients := checkpoint.get('gradients'):
-            for name, parameter in _bare(runner.model).named_parameters():
-                if name in gradients[get_rank()]:
-                    parameter.grad = gradients[get_rank()][name].to(parameter.device)
+            self._take_gradients(runner, gradients[get_rank()] if get_rank() < len(gradients) else {})
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         """As the host's, which removes the oldest file before it writes the new one."""
@@ -196,6 +205,18 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         }
         everyones = gather_object(own)
         self._gradients = everyones if everyones and any(everyones) else []
+
+    @staticmethod
+    def _take_gradients(runner: Runner, gradients: Mapping[str, Tensor]) -> None:
+        for name, parameter in _bare(runner.model).named_parameters():
+            if (gradient := gradients.get(name)) is None:
+                continue
+            if gradient.shape != parameter.shape:
+                raise ValueError(
+                    f'the accumulated gradient of {name} has the shape {tuple(gradient.shape)}, the parameter '
+                    f'{tuple(parameter.shape)}: resume with the config of then'
+                )
+            parameter.grad = gradient.to(parameter.device)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
