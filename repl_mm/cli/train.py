@@ -69,6 +69,17 @@ def use_exact_resume(config: Config) -> None:
     config.custom_hooks = given + [dict(type=kind) for kind in ours if kind not in types]
 
 
+def start_watchdog(config: Config) -> None:
+    """Watch over several processes from here on; a hook in the config says for how long each may stall."""
+    from repl_mm.engine.hooks.watchdog import TIMEOUT, Watchdog
+
+    hooks = [hook for hook in config.custom_hooks if isinstance(hook, Mapping)]
+    given = [hook.get('timeout', TIMEOUT) for hook in hooks if hook.get('type') == 'repl_mm.WatchdogHook']
+    watchdog = Watchdog(*given[:1] or [TIMEOUT], rank=launched_rank())
+    if config.launcher != 'none':
+        watchdog.start()
+
+
 def checkpoint_folder(config: Config) -> Path:
     """Where the config's runs write checkpoints."""
     out_dir = (config.default_hooks['checkpoint'] or {}).get('out_dir')
@@ -130,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.auto_scale_lr:
         use_scaled_lr(config)
     use_exact_resume(config)
+    start_watchdog(config)
     resume = args.resume
     if resume is None and config.get('resume'):  # as mmengine's own configs ask for it
         resume = config.get('load_from') or 'auto'

@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import tarfile
 import time
 from datetime import datetime
@@ -43,6 +44,7 @@ from repl_mm.engine.checkpoints import as_safetensors
 from repl_mm.engine.files import AtomicBackend, write_atomic
 from repl_mm.engine.finite import first_gradient_not_finite
 from repl_mm.engine.hooks import CheckpointHook, FiniteLossHook, WatchdogHook
+from repl_mm.engine.hooks.watchdog import Watchdog
 from repl_mm.engine.resume import find_newest
 from repl_mm.engine.weights import read_checkpoint
 
@@ -453,11 +455,42 @@ def test_a_run_that_diverges_for_good_ends_though_steps_may_be_left_out(train, p
         (lambda: CheckpointHook(interval='a'), "takes a whole number as interval, got 'a'"),
         (lambda: FiniteLossHook(action='ignore'), "takes action='stop' or 'skip', got 'ignore'"),
         (lambda: WatchdogHook(timeout=0), 'takes a timeout above 0 seconds, got 0'),
+        (lambda: WatchdogHook(timeout=-1), 'takes a timeout above 0 seconds, got -1'),
+        (lambda: WatchdogHook(timeout=float('nan')), 'takes a timeout above 0 seconds, got nan'),
+        (lambda: WatchdogHook(timeout=float('inf')), 'takes a timeout above 0 seconds, got inf'),
+        (lambda: WatchdogHook(timeout='540'), "takes a timeout above 0 seconds, got '540'"),
     ],
 )
 def test_impossible_options(hook, message):
     with pytest.raises(ValueError, match=message):
         hook()
+
+
+def stand_still():
+    time.sleep(100)
+
+
+def test_a_process_that_is_stuck_while_it_sets_up_ends_and_says_where(tmp_path):
+    """Oracle: this file's own function, which never returns."""
+
+    def get_stuck():
+        os.dup2(os.open(tmp_path / 'stderr', os.O_CREAT | os.O_WRONLY), sys.__stderr__.fileno())
+        Watchdog(0.2, rank=3).start()
+        stand_still()
+
+    process = multiprocessing.get_context('fork').Process(target=get_stuck)
+    process.start()
+    process.join(20)
+    said = (tmp_path / 'stderr').read_text()
+    assert process.exitcode == 1
+    assert said.startswith('rank 3: error: no progress for 0.2 s, the run ends: rank 3 is setting up\n')
+    assert re.search(r'test_long_runs.py", line \d+ in stand_still', said)
+
+
+@pytest.mark.parametrize('timeout', ['float("nan")', '0', '-3', '"long"'])
+def test_a_timeout_that_is_none(train, timeout):
+    code, last, _ = train('run', change=f'custom_hooks.append(dict(type="repl_mm.WatchdogHook", timeout={timeout}))\n')
+    assert (code, last.startswith('error: WatchdogHook takes a timeout above 0 seconds, got ')) == (2, True)
 
 
 def test_a_worker_that_dies_ends_the_run_with_a_word(train, monkeypatch):

@@ -18,7 +18,7 @@ import torch
 from runs import CLASSIFICATION, COMMON, ROOT
 
 STEPS = 12
-TIMEOUT = 8  # of the watchdog, in seconds
+TIMEOUT = 25  # of the watchdog, in seconds: more than the imports take on a busy machine
 GRACE = 30  # what torchrun gives a process that is asked to end
 START = 60  # imports, on a busy machine
 FAULTS = """
@@ -55,6 +55,10 @@ class Fault(Hook):
             import repl_mm.datasets.checked
             repl_mm.datasets.checked.Digits.__getitem__ = lambda *_: time.sleep(1000)
         if kind == 'stuck in a step':
+            time.sleep(1000)
+
+    def before_run(self, runner):
+        if os.environ.get('FAULT') == 'stuck before the run' and runner.rank == 1:
             time.sleep(1000)
 
     def after_train(self, runner):
@@ -160,6 +164,7 @@ def test_two_machines_train_and_end_as_one(config, whole, tmp_path, survived):
     [
         ('stopped', r'rank 0 is in step 8, rank 1 does not answer'),
         ('stuck in a step', r'rank 0 is in step 8, rank 1 is in step 8'),
+        ('stuck before the run', r'rank 0 is .*, rank 1 is beginning the run'),
         ('stuck in data', r'rank 0 is in step 9, rank 1 is after step 8, in a hook or waiting for a batch'),
     ],
 )
@@ -169,6 +174,7 @@ def test_a_stalled_rank_ends_the_others(config, whole, fault, says, tmp_path, su
     assert code != 0
     assert re.search(rf'rank \d: error: no progress for {TIMEOUT} s, the run ends: {says}', text), text
     assert time.monotonic() - start > TIMEOUT
+    assert fault == 'stopped' or re.search(r'faults.py", line \d+ in ', text)
     if fault == 'stopped':
         resume(config, tmp_path, whole)
     survived('rank stalled')
@@ -192,7 +198,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_both(config, tmp_path, survi
     survived('loss not finite on one rank')
 
 
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_to_the_launcher_ends_all_with_its_code(config, tmp_path, number, code, survived):
     """As a scheduler, or a person, sends it; Ctrl-C saves nothing."""
     log = tmp_path / 'output.txt'
@@ -246,3 +254,34 @@ def test_both_ranks_leave_a_step_out(config, tmp_path, survived):
     assert all(value.isfinite().all() for value in found['state_dict'].values())
     assert 'ranks differ' not in text
     survived('gradient not finite on one rank, left out')
+
+
+def test_a_bad_config_is_one_line_from_two_processes(config, tmp_path, survived):
+    """Not torchrun's traceback and table, nor the line of each process; with no port given, as one starts at first."""
+    env = environment(config, '')
+    del env['PORT']
+    command = [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path, '--cfg-options', 'model.type=Nix']
+    done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, timeout=START)
+    errors = [line for line in done.stderr.splitlines() if 'rror' in line]
+    assert done.returncode == 2, done.stderr
+    assert len(errors) == 1
+    assert errors[0].startswith('error: cannot build ')
+    assert 'Traceback' not in done.stderr
+    survived('bad config for two processes')
+
+
+def test_a_second_run_in_the_same_folder_is_refused(config, tmp_path, survived):
+    log = tmp_path / 'output.txt'
+    first = subprocess.Popen(
+        [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path / 'work'], env=environment(config, 'slow'),
+        stdout=log.open('w'), stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    while 'Saving checkpoint at 2 iterations' not in log.read_text():
+        assert first.poll() is None, log.read_text()
+        time.sleep(0.2)
+    code, text = launch(config, tmp_path / 'work', seconds=30)
+    assert code == 2, text
+    assert re.search(r'^error: .*work is in use by process \d+ on \S+ since .*: wait until it ends', text, re.MULTILINE)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=20 + GRACE) == 143
+    survived('second run in a folder')
