@@ -22,12 +22,12 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(own.isfinite().all())
 
 
-def first_gradient_not_finite(model: nn.Module) -> str | None:
-    """The first parameter of a model with a gradient that is not finite in this process; None where there is none.
+def first_gradient_not_finite(parameters: Mapping[str, nn.Parameter]) -> str | None:
+    """The first of named parameters with a gradient that is not finite in this process; None where there is none.
 
     All gradients are finite where their norm is, which takes four operators and one wait for the device.
     """
-    named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    named = [(name, p.grad) for name, p in parameters.items() if p.grad is not None]
     if math.isfinite(torch.nn.utils.get_total_norm([_own(gradient) for _, gradient in named])):
         return None
     # Finite numbers may have a norm beyond the largest number.

@@ -105,6 +105,7 @@ SCHEMA = (
         'a name of a file',
         required=False,
     ),
+    Field('message_hub.runtime_info.best_ckpt', lambda v: isinstance(v, str), 'a path', required=False),
     Field('param_schedulers', _are_schedulers, 'states of schedulers', required=False),
     Field(
         'gradients',

@@ -373,13 +373,14 @@ def test_what_a_loss_scaler_leaves_out_is_no_fault(train, poison):
 def test_gradients_are_looked_at_by_four_operators():
     network = nn.Sequential(*(nn.Linear(3, 3) for _ in range(50)))
     network(torch.ones(3)).sum().backward()
+    parameters = dict(network.named_parameters())
     with OperatorCounter() as counter:
-        assert first_gradient_not_finite(network) is None
+        assert first_gradient_not_finite(parameters) is None
     assert counter.counts == dict.fromkeys(['_foreach_norm', 'stack', 'linalg_vector_norm', '_local_scalar_dense'], 1)
     network[7].bias.grad[1] = float('inf')
-    assert first_gradient_not_finite(network) == '7.bias'
+    assert first_gradient_not_finite(parameters) == '7.bias'
     network[7].bias.grad[1] = 1e38  # whose square is not
-    assert first_gradient_not_finite(network) is None
+    assert first_gradient_not_finite(parameters) is None
 
 
 @pytest.mark.parametrize('where', ['weight', 'statistics', 'average', 'optimizer'])
@@ -439,6 +440,36 @@ custom_hooks.append(dict(type='BreakLate'))
     code, last, work_dir = train('run', change=change)
     assert (code, 'state_dict.norm.running_mean' in last) == (1, True)
     assert [path.name for path in work_dir.glob('*.pth')] == [f'best_score_iter_{STEPS}.pth']
+
+
+def test_resuming_removes_no_best_file_of_another_folder(train, tmp_path):
+    """What a checkpoint names as its best file may be anything."""
+    scores = iter(range(9))
+
+    @METRICS.register_module(force=True)
+    class Better(BaseMetric):
+        def process(self, data_batch, data_samples):
+            self.results.append(0)
+
+        def compute_metrics(self, results):
+            return dict(score=float(next(scores)))
+
+    change = """
+val_dataloader = dict(train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+val_cfg = dict()
+val_evaluator = dict(type='Better')
+default_hooks['checkpoint'].update(save_best='score', rule='greater')
+"""
+    assert train('run', change=change + 'custom_hooks.append(dict(type="Interrupt", step=8))\n')[0] == 130
+    victim = tmp_path / 'victim'
+    victim.touch()
+    checkpoint = torch.load(tmp_path / 'run/iter_8.pth', weights_only=False)
+    checkpoint['message_hub']['runtime_info']['best_ckpt'] = str(victim)
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    code, _, work_dir = train('other', '--resume', tmp_path / 'other.pth', change=change)
+    assert code == 0
+    assert victim.is_file()
+    assert [path.name for path in work_dir.glob('best*')] == [f'best_score_iter_{3 * STEPS}.pth']
 
 
 def test_a_run_that_diverges_for_good_ends_though_steps_may_be_left_out(train, poison):

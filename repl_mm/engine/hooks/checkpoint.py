@@ -93,6 +93,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         super().__init__(**kwargs)
         use_atomic_files()
         self._run = time.time()
+        self._infinite_masks: set[str] = set()
         self._signal = 0
         self._handlers: dict[int, Any] = {}
         self._gradients: list[dict[str, Tensor]] = []
@@ -101,6 +102,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder, and listen to signals from here on."""
         super().before_train(runner)
+        self._disown_best()
         if is_main_process():
             remove_parts(Path(self.out_dir))
         self._infinite_masks = set(tensors_not_finite(_weights(runner)))
@@ -144,10 +146,11 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         Raises:
             ValueError: It was written in the middle of an epoch that had another number of batches or processes.
         """
+        if not runner._resume:
+            return
         loop, meta = runner.train_loop, checkpoint['meta']
-        if runner._resume:
-            self._run = started(meta)
-        if not runner._resume or not isinstance(loop, ExactResumeMixin):
+        self._run = started(meta)
+        if not isinstance(loop, ExactResumeMixin):
             return
         for hook, state in zip(self._early_stopping(runner), checkpoint.get('early_stopping', ()), strict=False):
             vars(hook).update(state)
@@ -182,6 +185,17 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
                 path = self.file_backend.join_path(self.out_dir, name)
                 if self.file_backend.isfile(path):
                     self.file_backend.remove(path)
+
+    def _disown_best(self) -> None:
+        """A best file that a better one is to replace, named by the checkpoint, is removed only from the own folder."""
+
+        def own(path: str | None) -> str | None:
+            return path if path and Path(path).parent == Path(self.out_dir) else None
+
+        if 'best_ckpt_path' in vars(self):
+            self.best_ckpt_path = own(self.best_ckpt_path)
+        if 'best_ckpt_path_dict' in vars(self):
+            self.best_ckpt_path_dict = {key: own(path) for key, path in self.best_ckpt_path_dict.items()}
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """As the host's, which removes the best file before it writes the new one."""

@@ -74,6 +74,7 @@ class FiniteLossHook(Hook):
         self._is_finite = True
         self._parameter: str | None = None  # whose gradient kept the optimizer from stepping
         self._in_a_row = 0
+        self._parameters: dict[str, nn.Parameter] = {}
         # Of the batches since the last step of the optimizer:
         self._samples: list[list[str]] = []
         self._buffers: list[Buffers] = []  # before each of them
@@ -84,6 +85,7 @@ class FiniteLossHook(Hook):
         Raises:
             ValueError: To skip steps of several optimizers: their models have training steps of their own.
         """
+        self._parameters = dict(runner.model.named_parameters())
         wrapper = runner.optim_wrapper
         if self.action == 'skip':
             if not isinstance(wrapper, OptimWrapper):
@@ -91,7 +93,7 @@ class FiniteLossHook(Hook):
             wrapper.update_params = partial(self._update_params, wrapper)
         for each in _wrappers(wrapper):
             if not _is_scaled(each):
-                each.step = partial(self._step, runner.model, each.step)
+                each.step = partial(self._step, each.step)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keep what the step may have to put back."""
@@ -109,7 +111,7 @@ class FiniteLossHook(Hook):
         losses = {name: torch.as_tensor(value) for name, value in (outputs or {}).items() if 'loss' in name}
         if self.action == 'stop':
             if self._parameter is None and self._is_accumulating(runner):
-                self._parameter = first_gradient_not_finite(runner.model)  # before a checkpoint holds it
+                self._parameter = first_gradient_not_finite(self._parameters)  # before a checkpoint holds it
             loss = losses['loss'] if 'loss' in losses else sum(losses.values(), torch.zeros(()))
             self._is_finite = self._agree(loss.detach().isfinite().all() & (self._parameter is None))
         if self._is_finite:
@@ -147,9 +149,9 @@ class FiniteLossHook(Hook):
         return bool(finite)
 
     @torch.compiler.disable
-    def _step(self, model: nn.Module, step: Callable, **kwargs: Any) -> None:
+    def _step(self, step: Callable, **kwargs: Any) -> None:
         """Stands in for ``step`` of the optimizer's wrapper."""
-        self._parameter = first_gradient_not_finite(model)
+        self._parameter = first_gradient_not_finite(self._parameters)
         finite = self._parameter is None
         if self.action == 'skip':  # else the ranks agree when the step is over, and none goes on
             finite = self._agree(torch.tensor(finite))
