@@ -30,6 +30,8 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise ValueError(f'{path} is not a checkpoint: give a .pth file that training has written')
+    if checkpoint.get('meta', {}) is None:
+        checkpoint = {**checkpoint, 'meta': {}}
     if not isinstance(checkpoint.get('meta', {}), Mapping):
         raise ValueError(f'the meta data of {path} are no dict: give a file that training or deploy.py has written')
     return checkpoint

@@ -748,7 +748,7 @@ def change_at(place: str, value: object):
 
 
 ODD = [
-    ('meta', None, 'are no dict'),
+    ('meta', None, 'meta.iter is missing'),
     ('meta', [], 'are no dict'),
     ('meta.iter', 'four', "meta.iter is a number of steps, got 'four'"),
     ('meta.iter', float('nan'), 'meta.iter is a number of steps, got nan'),
@@ -825,6 +825,8 @@ def test_a_good_file_beside_one_that_is_not_finite_wins(stopped, tmp_path):
 def test_a_safetensors_file_without_meta_data_of_its_kind(tmp_path):
     path = tmp_path / 'null.safetensors'
     path.write_bytes(as_safetensors(dict(w=torch.ones(1)), meta=None))
+    assert read_checkpoint(str(path))['meta'] == {}
+    path.write_bytes(as_safetensors(dict(w=torch.ones(1)), meta=[3]))
     with pytest.raises(ValueError, match=r'the meta data of .*null.safetensors are no dict'):
         read_checkpoint(str(path))
 
