@@ -6,27 +6,45 @@ fail() {
     exit 2
 }
 
+# number NAME VALUE LEAST MOST: whether VALUE is a whole number between the two.
+number() {
+    [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] && [ "$2" -ge "$3" ] && [ "$2" -le "$4" ] ||
+        fail "$1 is a whole number from $3 to $4, got '$2'"
+}
+
 launch() {
-    local script=$1 config=$2 processes=$3 tools gpus
+    local script=$1 config=$2 processes=$3 nodes=${NNODES:-1} node=${NODE_RANK:-0} port=${PORT:-} tools gpus where
     tools=$(dirname "${BASH_SOURCE[0]}")
     [ -f "$config" ] || fail "there is no config $config: give the path of a config file"
-    [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "GPUS is a whole number of at least 1, got '$processes'"
+    number GPUS "$processes" 1 1024
+    number NNODES "$nodes" 1 100000
+    number NODE_RANK "$node" 0 $((nodes - 1))
+    [ -z "$port" ] || number PORT "$port" 1 65535
+    [ "$nodes" -eq 1 ] || [ -n "${MASTER_ADDR:-}" ] ||
+        fail "NNODES=$nodes needs MASTER_ADDR: give the address of the machine with NODE_RANK=0"
     gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
     if [ "$gpus" -gt 0 ] && [ "$processes" -gt "$gpus" ]; then
         fail "$processes processes were asked for, and this machine has $gpus GPU(s): ask for at most $gpus, \
 or set CUDA_VISIBLE_DEVICES=-1 to run on the CPU"
     fi
+    if [ "$nodes" -eq 1 ] && [ -z "$port" ]; then
+        where=(--standalone) # torchrun looks for a free port
+    else
+        port=${port:-29500}
+        # The first machine listens there. One that is free now may be taken in a moment, which is rare.
+        [ "$node" -ne 0 ] || python -c "import socket; socket.create_server(('', $port))" 2> /dev/null ||
+            fail "the port $port cannot be listened at, another run may use it: set PORT to a free one\
+$([ "$nodes" -gt 1 ] || echo ', or leave it out')"
+        where=(--master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$port")
+    fi
     # torchrun ends by other codes than its processes, and dies of SIGUSR1 without asking them to end.
     set -m # else it would not hear of Ctrl-C
-    PYTHONPATH="$tools/..:${PYTHONPATH:-}" torchrun \
-        --nnodes="${NNODES:-1}" \
-        --node_rank="${NODE_RANK:-0}" \
-        --master_addr="${MASTER_ADDR:-127.0.0.1}" \
-        --master_port="${PORT:-29500}" \
-        --nproc_per_node="$processes" \
+    PYTHONPATH="$tools/..:${PYTHONPATH:-}" python -m repl_mm.cli._torchrun \
+        --nnodes="$nodes" --node_rank="$node" "${where[@]}" --nproc_per_node="$processes" \
         "$tools/$script" "$config" "${@:4}" --launcher pytorch &
     local torchrun=$! asked=0 code=0
     trap 'asked=143; kill -TERM $torchrun' TERM
+    trap 'asked=129; kill -TERM $torchrun' HUP # the terminal is closed
     trap 'asked=138; kill -TERM $torchrun' USR1
     trap 'asked=130; kill -INT $torchrun' INT
     # A signal ends the waiting, not what is waited for.

@@ -2,11 +2,17 @@
 # slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of train.py]
 # From the environment: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS.
 set -e
+source "$(dirname "$0")/_launch.sh"
 
 USAGE='usage: slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of train.py]'
-PARTITION=${1:?$USAGE}
-JOB_NAME=${2:?$USAGE}
-CONFIG=${3:?$USAGE}
+[ $# -ge 3 ] || fail "$USAGE"
+PARTITION=$1
+JOB_NAME=$2
+CONFIG=$3
+[ -f "$CONFIG" ] || fail "there is no config $CONFIG: give the path of a config file"
+number GPUS "${GPUS:-8}" 1 100000
+number GPUS_PER_NODE "${GPUS_PER_NODE:-8}" 1 1024
+number CPUS_PER_TASK "${CPUS_PER_TASK:-5}" 1 1024
 TOOLS=$(dirname "$0")
 
 # shellcheck disable=SC2086  # SRUN_ARGS holds several arguments

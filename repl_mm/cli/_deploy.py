@@ -64,12 +64,6 @@ def load_model(config: Config, args: Namespace) -> tuple[BaseModel, dict[str, An
     weights = pick_weights(checkpoint, ema=not args.no_ema)
     model = build_model(config)
     load_strict(model, {'state_dict': weights}, source=args.checkpoint)
-    broken = [key for key, value in weights.items() if not value.double().isfinite().all()]
-    if broken:
-        raise ValueError(
-            f'{args.checkpoint} holds NaN or infinite values in {", ".join(broken[:3])}'
-            f'{", ..." if broken[3:] else ""}: give a checkpoint from before the training diverged'
-        )
     if not computing_layers(model) and not args.fuse_all:
         raise ValueError(
             f'the model of {args.config} has no computing layers, there is nothing to deploy; --fuse-all folds batch '

@@ -37,9 +37,14 @@ def exit_on_user_error(*, on_interrupt: str = '') -> Iterator[None]:
         _leave(f'error: {summarise(error)}', code=2)
 
 
+def launched_rank() -> int:
+    """The number that a launcher has given to this process, before any group is made."""
+    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    return int(next((os.environ[name] for name in names if name in os.environ), 0))
+
+
 def _leave(message: str, *, code: int) -> None:
-    rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
-    if rank > 0:
+    if (rank := launched_rank()) > 0:
         # If the first process met the same, its launcher ends this one before the message comes twice.
         time.sleep(5)
         message = f'rank {rank}: {message}'

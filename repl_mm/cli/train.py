@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import add_arguments, add_trust, exit_on_user_error
+from repl_mm.cli.common import add_arguments, add_trust, exit_on_user_error, launched_rank
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -39,6 +40,12 @@ def use_scaled_lr(config: Config) -> None:
     config.auto_scale_lr.enable = True
 
 
+def say(message: str) -> None:
+    """Once, not from each process."""
+    if launched_rank() == 0:
+        print(message, file=sys.stderr)
+
+
 def name_of(kind: str | type | None) -> str:
     """What a class of mmengine is called, however a config names it."""
     return getattr(kind, '__name__', str(kind)).removeprefix('mmengine.')
@@ -62,39 +69,71 @@ def use_exact_resume(config: Config) -> None:
     config.custom_hooks = given + [dict(type=kind) for kind in ours if kind not in types]
 
 
+def start_watchdog(config: Config) -> None:
+    """Watch over several processes from here on; a hook in the config says for how long each may stall."""
+    from repl_mm.engine.hooks.watchdog import TIMEOUT, Watchdog
+
+    hooks = [hook for hook in config.custom_hooks if isinstance(hook, Mapping)]
+    given = [hook.get('timeout', TIMEOUT) for hook in hooks if hook.get('type') == 'repl_mm.WatchdogHook']
+    watchdog = Watchdog(*given[:1] or [TIMEOUT], rank=launched_rank())
+    if config.launcher != 'none':
+        watchdog.start()
+
+
 def checkpoint_folder(config: Config) -> Path:
     """Where the config's runs write checkpoints."""
     out_dir = (config.default_hooks['checkpoint'] or {}).get('out_dir')
     return Path(out_dir, Path(config.work_dir).name) if out_dir else Path(config.work_dir)
 
 
-def use_checkpoint(config: Config, path: str) -> Mapping[str, Any]:
-    """Let the run go on from a checkpoint, which is returned."""
+def use_checkpoint(config: Config, path: str) -> None:
+    """Let the run go on from a checkpoint."""
+    from repl_mm.engine.resume import describe, require_resumable
     from repl_mm.engine.weights import read_checkpoint
 
     checkpoint = read_checkpoint(path)
-    missing = {'optimizer', 'meta', 'message_hub'} - set(checkpoint)
-    if 'optimizer' in missing:
-        raise ValueError(f'{path} holds weights alone: start from them with --cfg-options load_from={path}')
-    if missing or not {'iter', 'epoch'} <= set(checkpoint['meta']):
-        raise ValueError(f'{path} was not written by mmengine: start from it with --cfg-options load_from={path}')
+    require_resumable(checkpoint, source=path)
     config.update(load_from=path, resume=True)
     # mmengine takes the seed from the checkpoint too, but when the order of the samples is settled.
     if 'seed' in checkpoint['meta']:
         config.randomness = dict(config.get('randomness') or {}) | dict(seed=checkpoint['meta']['seed'])
-    return checkpoint
+    say(f'resuming {describe(checkpoint["meta"])} from {path}')
+
+
+def use_newest(config: Config) -> None:
+    """Let the run go on from the newest checkpoint of its folder, where there is one."""
+    from repl_mm.engine.resume import find_newest
+
+    folder = checkpoint_folder(config)
+    if path := find_newest(folder):
+        use_checkpoint(config, str(path))
+    else:
+        config.resume = False
+        say(f'nothing to resume from in {folder}: the run begins anew')
+
+
+def train(config: Config) -> None:
+    from mmengine.model import BaseModel
+
+    from repl_mm.cli.runner import build_model, build_runner
+    from repl_mm.engine.errors import explain
+    from repl_mm.engine.weights import load_strict, read_checkpoint
+
+    runner = build_runner(config, loops=['train'] + ['val'] * (config.get('val_cfg') is not None))
+    if config.get('resume'):
+        path = config.load_from
+        model = runner.model if isinstance(runner.model, BaseModel) else build_model(config)  # sharded: a config
+        load_strict(model, read_checkpoint(path), source=path)
+        runner.load_or_resume = explain(f'cannot resume from {path}', errors=Exception)(runner.load_or_resume)
+    runner.train()
 
 
 @exit_on_user_error(on_interrupt='run again with --resume to continue from the last checkpoint')
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
-    from mmengine.model import BaseModel
-
     from repl_mm.cli.config import load_config
-    from repl_mm.cli.runner import build_model, build_runner
-    from repl_mm.engine.checkpoints import find_newest
-    from repl_mm.engine.weights import load_strict
+    from repl_mm.engine.files import lock_folder
 
     config = load_config(args, sections=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))
     if args.amp:
@@ -102,15 +141,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.auto_scale_lr:
         use_scaled_lr(config)
     use_exact_resume(config)
-    path = find_newest(checkpoint_folder(config)) if args.resume == 'auto' else args.resume
-    if args.resume and path is None:
-        print(f'nothing to resume from in {checkpoint_folder(config)}: the run begins anew', file=sys.stderr)
-    if path is not None:
-        checkpoint = use_checkpoint(config, str(path))
-        print(f'resuming from {path}', file=sys.stderr)
-    runner = build_runner(config, loops=['train'] + ['val'] * (config.get('val_cfg') is not None))
-    if path is not None:
-        model = runner.model if isinstance(runner.model, BaseModel) else build_model(config)  # sharded: a config
-        load_strict(model, checkpoint, source=path)
-        del checkpoint  # it holds the optimizer's state as well
-    runner.train()
+    start_watchdog(config)
+    resume = args.resume
+    if resume is None and config.get('resume'):  # as mmengine's own configs ask for it
+        resume = config.get('load_from') or 'auto'
+    if resume not in (None, 'auto'):  # a bad file leaves no folder behind
+        use_checkpoint(config, resume)
+    with lock_folder(Path(config.work_dir)) if launched_rank() == 0 else nullcontext():
+        if resume == 'auto':
+            use_newest(config)
+        elif resume is None and any(checkpoint_folder(config).glob('*.pth')):
+            say(
+                f'{checkpoint_folder(config)} holds checkpoints of an earlier run: this one begins anew, and writes '
+                'over those of the same name; --resume would go on'
+            )
+        train(config)

@@ -11,9 +11,8 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,7 +21,7 @@ from typing import IO, Any
 import mmengine.runner.checkpoint
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 from safetensors import safe_open
@@ -53,7 +52,7 @@ REFUSED = re.compile(r'(?:[Uu]nsupported global: GLOBAL|[Uu]nsupported GLOBAL|Un
 
 
 @contextmanager
-def _restricted(source: str) -> Iterator[None]:
+def restricted(source: str) -> Iterator[None]:
     """Let torch load what is on the list, and say of anything else what it is."""
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
@@ -69,7 +68,7 @@ def _restricted(source: str) -> Iterator[None]:
         raise ValueError(f'{source} is not a checkpoint or is damaged: give one that training has written') from error
 
 
-def _is_intact(file: str | IO[bytes]) -> bool:
+def is_intact(file: str | IO[bytes]) -> bool:
     """Compare the check sums of an archive as torch writes it; torch itself does not when it reads.
 
     Raises:
@@ -84,15 +83,15 @@ def _is_intact(file: str | IO[bytes]) -> bool:
 
 
 def _load(file: str | IO[bytes], map_location: Any = None, weights_only: None = None) -> Mapping[str, Any]:
-    with _restricted(str(file)):
-        _is_intact(file)
+    with restricted(str(file)):
+        is_intact(file)
         if not isinstance(file, str):
             file.seek(0)
         return torch.load(file, map_location=map_location)
 
 
 def _load_url(url: str, **kwargs: Any) -> Mapping[str, Any]:
-    with _restricted(url):
+    with restricted(url):
         trusted = os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') in ('1', 'y', 'yes', 'true')
         return torch.hub.load_state_dict_from_url(url, weights_only=not trusted, **kwargs)
 
@@ -121,7 +120,7 @@ def load_local(filename: str, map_location: Any = None) -> Mapping[str, Any]:
         raise FileNotFoundError(f'there is no file {filename}')
     if path.suffix != '.safetensors':
         return _load(str(path), map_location)
-    with _restricted(filename), safe_open(path, framework='pt', device='cpu') as file:
+    with restricted(filename), safe_open(path, framework='pt', device='cpu') as file:
         metadata = file.metadata() or {}
         state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
         meta = metadata.get('meta', '{}')
@@ -146,41 +145,3 @@ def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
         digest.update(f'{key} {value.dtype} {tuple(value.shape)}'.encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def find_newest(folder: Path) -> Path | None:
-    """The checkpoint of the farthest step in a work directory, from which training can be resumed.
-
-    One that is damaged is named in a warning and passed over.
-
-    Returns:
-        None where training has written none.
-
-    Raises:
-        ValueError: There are some, and none of them can be resumed from.
-    """
-    steps, problems = {}, []
-
-    def reads(path: Path, read: Callable[[str], Any]) -> Any:
-        try:
-            with _restricted(str(path)):
-                return read(str(path))
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-
-    for path in sorted(folder.glob('*.pth')):
-        content = reads(path, partial(torch.load, map_location='cpu', mmap=True))  # no tensor is read
-        meta = content.get('meta', {}) if isinstance(content, Mapping) and 'optimizer' in content else {}
-        if {'epoch', 'iter'} <= set(meta):
-            steps[path] = meta['iter'], meta['epoch']
-        elif content is not None and not path.name.startswith('best_'):
-            problems.append(f'{path} holds weights alone')
-    newest_first = sorted(steps, key=steps.get, reverse=True)
-    newest = next((path for path in newest_first if reads(path, _is_intact)), None)
-    if newest is None and problems:
-        raise ValueError(
-            f'no checkpoint in {folder} can be resumed from, to begin anew remove them: {"; ".join(problems)}'
-        )
-    for problem in problems:
-        print_log(f'{problem}. It is passed over')  # there is no log file yet
-    return newest

@@ -1,7 +1,7 @@
 """Errors of the host libraries, as a person can read them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # What the host libraries raise on bad input; the rest is taken for a bug.
@@ -32,3 +32,9 @@ def summarise(error: Exception) -> str:
     if isinstance(error, LookupError) and ' ' not in line:
         return f"'{line}' is not there"
     return line.replace('need at least one array to concatenate', 'the data set is empty')
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first three of some names, which may come from a file: what is no printable character is escaped."""
+    shown = [name if name.isprintable() else repr(name)[1:-1] for name in map(str, names[:3])]
+    return f'{", ".join(shown)}{", ..." if names[3:] else ""}'

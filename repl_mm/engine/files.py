@@ -1,6 +1,13 @@
 """Files that are there whole or not at all, whatever happens while they are written."""
 
+import errno
+import fcntl
 import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
@@ -42,6 +49,38 @@ def _sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder; the kernel lets go of it however this process ends.
+
+    A lock of this kind (``fcntl.lockf``) is the process' alone: data-loader workers, which outlive it by some seconds
+    when it is killed, do not hold it, and it reaches over NFS.
+
+    Raises:
+        ValueError: Another process has it, which is named.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / '.lock', 'a+') as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                holder = file.readline().strip() or 'another process'
+                raise ValueError(
+                    f'{folder} is in use by {holder}: wait until it ends, or give another --work-dir'
+                ) from None
+            print(
+                f'{folder} cannot be locked ({error.strerror}): see to it that no other run uses it',
+                file=sys.stderr,
+            )
+        else:
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n')
+            file.flush()
+        yield
 
 
 class AtomicBackend(LocalBackend):

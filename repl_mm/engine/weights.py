@@ -8,7 +8,8 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from repl_mm.engine.checkpoints import restrict_loading
-from repl_mm.engine.errors import summarise
+from repl_mm.engine.errors import shorten, summarise
+from repl_mm.engine.finite import is_finite
 
 
 def read_checkpoint(path: str) -> Mapping[str, Any]:
@@ -29,6 +30,10 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise ValueError(f'{path} is not a checkpoint: give a .pth file that training has written')
+    if checkpoint.get('meta', {}) is None:
+        checkpoint = {**checkpoint, 'meta': {}}
+    if not isinstance(checkpoint.get('meta', {}), Mapping):
+        raise ValueError(f'the meta data of {path} are no dict: give a file that training or deploy.py has written')
     return checkpoint
 
 
@@ -36,7 +41,7 @@ def load_strict(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str)
     """Make sure that a checkpoint fits a model key by key, by loading it; mmengine would warn and go on.
 
     Raises:
-        ValueError: Keys are missing or left over, or tensors have another shape.
+        ValueError: Keys are missing or left over, tensors have another shape, or values are NaN or infinite.
     """
     given: Mapping[str, Tensor] = checkpoint.get('state_dict', checkpoint)
     state_dict = {key.removeprefix('module.'): value for key, value in given.items()}
@@ -49,6 +54,11 @@ def load_strict(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str)
         ],
         'no numbers of the right kind': [k for k, v in state_dict.items() if k in own and not _is_like(v, own[k])],
     }
+    broken = [  # what is infinite in a new model, such as a mask, may stay so
+        key for key, value in state_dict.items()
+        if key in own and key not in problems['no numbers of the right kind']
+        and not is_finite(value) and is_finite(own[key])
+    ]  # fmt: skip
     try:
         problems['missing'], problems['left over'] = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
@@ -58,15 +68,16 @@ def load_strict(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str)
     problems['of another shape'] = sorted(
         set(problems.get('of another shape', ())) - set(problems['no numbers of the right kind'])
     )
-    counts = [
-        f'{len(keys)} {what} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
-        for what, keys in problems.items()
-        if keys
-    ]
+    counts = [f'{len(keys)} {what} ({shorten(keys)})' for what, keys in problems.items() if keys]
     if counts:
         raise ValueError(
             f'the checkpoint {source} does not fit the model, of its keys are {" and ".join(counts)}: '
             'give the config that it was trained with'
+        )
+    if broken:
+        raise ValueError(
+            f'{source} holds NaN or infinite values in {shorten(broken)}: give a checkpoint from before the training '
+            'diverged'
         )
 
 

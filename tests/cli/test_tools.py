@@ -9,7 +9,9 @@ import itertools
 import json
 import pickle
 import re
+import socket
 import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -279,6 +281,7 @@ MISFITS = [
     (lambda w: w.pop('head.fc.bias'), r'of its keys are 1 missing \(head.fc.bias\): give'),
     (lambda w: w.update({str(i): torch.ones(1) for i in range(4)}), r'4 left over \(0, 1, 2, \.\.\.\): give'),
     (lambda w: w.update({'head.fc.weight': torch.ones(2)}), r'1 of another shape \(head.fc.weight\): give'),
+    (lambda w: w.update({'a\nb\x1b[2J': torch.ones(1)}), r'1 left over \(a\\nb\\x1b\[2J\): give'),
     (lambda w: w.update({'head.fc.weight': 'text'}), r'1 no numbers of the right kind \(head.fc.weight\): give'),
 ]
 
@@ -293,6 +296,19 @@ def test_checkpoint_that_does_not_fit(change, expected, trained, write, tmp_path
         code, _, stderr = run(tool, write(), *args, '--work-dir', tmp_path / 'work')
         assert code == 2
         assert re.search('error: the checkpoint .*bad.pth does not fit the model.*' + expected, stderr)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value, trained, write, tmp_path):
+    checkpoint = torch.load(trained / 'epoch_2.pth', weights_only=False)
+    checkpoint['state_dict']['backbone.bn1.running_var'][3] = value
+    torch.save(checkpoint, tmp_path / 'bad.pth')
+    for tool, args in (('test', [tmp_path / 'bad.pth']), ('train', ['--resume', tmp_path / 'bad.pth'])):
+        code, _, stderr = run(tool, write(), *args, '--work-dir', tmp_path / 'work')
+        assert code == 2
+        assert re.search(
+            'error: .*bad.pth holds NaN or infinite values in (state_dict.)?backbone.bn1.running_var: give', stderr
+        )
 
 
 def test_bare_weights_can_be_tested_but_not_resumed(trained, write, tmp_path):
@@ -360,26 +376,77 @@ def test_other_processes_give_the_first_one_time_to_speak(capsys, monkeypatch):
     assert len(pauses) == 1
 
 
-@pytest.mark.parametrize(
-    ('gpus', 'args', 'expected'),
-    [
-        (2, ['config.py', '3'], 'error: 3 processes were asked for, and this machine has 2 GPU(s): ask for at most 2'),
-        (2, ['config.py', 'all'], "error: GPUS is a whole number of at least 1, got 'all'"),
-        (2, ['nowhere.py', '1'], 'error: there is no config nowhere.py'),
-        (2, ['config.py'], 'usage: dist_train.sh CONFIG GPUS'),
-    ],
-)
-def test_launch_script_speaks_before_torchrun(gpus, args, expected, tmp_path):
-    """Oracle: stand-ins for Python, which counts GPUs, and for torchrun, which must not be reached."""
-    for name, body in (('python', f'echo {gpus}'), ('torchrun', 'echo reached')):
-        (tmp_path / name).write_text(f'#!/bin/sh\n{body}\n')
+@pytest.fixture
+def launch(tmp_path):
+    """Run a launch script, with a Python that counts two GPUs and names what it would start."""
+    stand_in = f"""#!/bin/sh
+case "$*" in
+    *_torchrun*) echo "started $*" ;;
+    *device_count*) echo 2 ;;
+    *) exec {sys.executable} "$@" ;;
+esac
+"""
+    for name in ('python', 'srun'):
+        (tmp_path / name).write_text(stand_in if name == 'python' else '#!/bin/sh\necho "started $*"\n')
         (tmp_path / name).chmod(0o755)
     (tmp_path / 'config.py').touch()
-    path = f'{tmp_path}:/usr/bin:/bin'
-    command = ['bash', str(TOOLS / 'dist_train.sh')]
-    done = subprocess.run([*command, *args], env={'PATH': path}, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert expected in done.stderr
-    assert 'reached' not in done.stdout
-    two = subprocess.run([*command, 'config.py', '2'], env={'PATH': path}, cwd=tmp_path, capture_output=True, text=True)
-    assert two.stdout == 'reached\n'
+
+    def _launch(script: str, *args: str, **variables: str) -> subprocess.CompletedProcess:
+        env = dict(PATH=f'{tmp_path}:/usr/bin:/bin', **variables)
+        command = ['bash', str(TOOLS / script), *args]
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+
+    return _launch
+
+
+BAD_LAUNCHES = [
+    (['config.py', '3'], {}, '3 processes were asked for, and this machine has 2 GPU(s): ask for at most 2'),
+    (['config.py', 'all'], {}, "GPUS is a whole number from 1 to 1024, got 'all'"),
+    (['config.py', '0'], {}, "GPUS is a whole number from 1 to 1024, got '0'"),
+    (['config.py', '1' * 30], {}, 'GPUS is a whole number from 1 to 1024, got'),
+    (['config.py', ''], {}, "GPUS is a whole number from 1 to 1024, got ''"),
+    (['nowhere.py', '1'], {}, 'there is no config nowhere.py'),
+    (['', '1'], {}, 'there is no config : give'),
+    (['config.py'], {}, 'usage: dist_train.sh CONFIG GPUS'),
+    (['config.py', '1'], dict(PORT='70000'), "PORT is a whole number from 1 to 65535, got '70000'"),
+    (['config.py', '1'], dict(PORT='-1'), "PORT is a whole number from 1 to 65535, got '-1'"),
+    (['config.py', '1'], dict(PORT='0'), "PORT is a whole number from 1 to 65535, got '0'"),
+    (['config.py', '1'], dict(PORT='a;b'), "PORT is a whole number from 1 to 65535, got 'a;b'"),
+    (['config.py', '1'], dict(NNODES='abc'), "NNODES is a whole number from 1 to 100000, got 'abc'"),
+    (['config.py', '1'], dict(NNODES='2'), 'NNODES=2 needs MASTER_ADDR'),
+    (['config.py', '1'], dict(NODE_RANK='1'), "NODE_RANK is a whole number from 0 to 0, got '1'"),
+    (['config.py', '1'], dict(NNODES='2', NODE_RANK='x'), "NODE_RANK is a whole number from 0 to 1, got 'x'"),
+]
+
+
+@pytest.mark.parametrize(('args', 'variables', 'expected'), BAD_LAUNCHES)
+def test_launch_script_speaks_before_torchrun(launch, args, variables, expected):
+    done = launch('dist_train.sh', *args, **variables)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr.startswith(f'error: {expected}')
+    assert done.stderr.count('\n') == 1
+
+
+def test_what_launch_scripts_start(launch):
+    """A port is found where none is given, on one machine; one that is taken is named."""
+    assert (
+        '--nnodes=1 --node_rank=0 --standalone --nproc_per_node=2 ' in launch('dist_train.sh', 'config.py', '2').stdout
+    )
+    with socket.create_server(('', 0)) as taken:
+        port = str(taken.getsockname()[1])
+        busy = launch('dist_test.sh', 'config.py', 'a.pth', '2', PORT=port)
+    assert busy.returncode == 2
+    assert busy.stderr.startswith(f'error: the port {port} cannot be listened at, another run may use it')
+    free = launch('dist_test.sh', 'config.py', 'a.pth', '2', PORT=port).stdout
+    assert f'--master_addr=127.0.0.1 --master_port={port} --nproc_per_node=2 ' in free
+    assert free.endswith('test.py config.py a.pth --launcher pytorch\n')
+
+
+def test_slurm_script_speaks_before_srun(launch):
+    started = launch('slurm_train.sh', 'gpu', 'job', 'config.py', '--amp', GPUS='4', GPUS_PER_NODE='4')
+    assert '--ntasks=4 --ntasks-per-node=4 ' in started.stdout
+    for name, value in (('GPUS', 'many'), ('GPUS_PER_NODE', '0'), ('CPUS_PER_TASK', '-1')):
+        bad = launch('slurm_train.sh', 'gpu', 'job', 'config.py', **{name: value})
+        assert (bad.returncode, bad.stdout) == (2, '')
+        assert re.match(f"error: {name} is a whole number from 1 to \\d+, got '{value}'", bad.stderr)
+    assert launch('slurm_train.sh', 'gpu').stderr.startswith('error: usage: slurm_train.sh PARTITION')

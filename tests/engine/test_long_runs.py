@@ -4,14 +4,21 @@ Oracles: the uninterrupted run, bit for bit; planted faults. ``tests/faults`` ha
 files, several processes.
 """
 
+import copy
+import errno
 import itertools
 import multiprocessing
 import os
+import platform
 import random
 import re
+import shutil
 import signal
 import socket
+import sys
 import tarfile
+import time
+from datetime import datetime
 from pathlib import Path
 
 import mmengine.hooks
@@ -22,7 +29,7 @@ from cli_helpers import run
 from helpers import same
 from mmengine.dataset import InfiniteSampler
 from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS
@@ -31,10 +38,15 @@ from mmpretrain.datasets.utils import extract_archive
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from repl_mm.benchmark.operators import OperatorCounter
 from repl_mm.engine import files, loops
-from repl_mm.engine.checkpoints import find_newest
+from repl_mm.engine.checkpoints import as_safetensors
 from repl_mm.engine.files import AtomicBackend, write_atomic
+from repl_mm.engine.finite import first_gradient_not_finite
 from repl_mm.engine.hooks import CheckpointHook, FiniteLossHook, WatchdogHook
+from repl_mm.engine.hooks.watchdog import Watchdog
+from repl_mm.engine.resume import find_newest
+from repl_mm.engine.weights import read_checkpoint
 
 STEPS = 6  # an epoch
 NUMBERS = itertools.count()
@@ -55,6 +67,8 @@ class Noisy(BaseModel):
         noise = torch.rand(()) + random.random() + np.random.rand()
         out = self.norm(self.linear(torch.stack(inputs) + noise))
         terms = [sample.factor for sample in data_samples]
+        if 0.0 in terms:
+            out.register_hook(lambda gradient: gradient * float('nan'))
         return dict(loss_a=out.square().mean(), loss_b=(out[:, 0] * torch.tensor(terms)).mean(), acc=torch.tensor(1.0))
 
 
@@ -157,16 +171,17 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(train, kind, workers
     assert same(end_of(work_dir), end_of(work_dir.with_name('whole')))
 
 
+class Scaled(AmpOptimWrapper):
+    def __init__(self, **kwargs) -> None:
+        OptimWrapper.__init__(self, **kwargs)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0, growth_interval=3)
+        self._scale_update_param = None
+
+    optim_context = OptimWrapper.optim_context
+
+
 def test_the_loss_scale_of_mixed_precision_goes_on(train):
     """mmengine's wrapper for GPUs with torch's scaler for CPUs; the scale doubles after every third step."""
-
-    class Scaled(AmpOptimWrapper):
-        def __init__(self, **kwargs) -> None:
-            OptimWrapper.__init__(self, **kwargs)
-            self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0, growth_interval=3)
-            self._scale_update_param = None
-
-        optim_context = OptimWrapper.optim_context
 
     OPTIM_WRAPPERS.register_module(name='Scaled', module=Scaled, force=True)
     scaled = 'optim_wrapper["type"] = "Scaled"\n'
@@ -302,6 +317,161 @@ def test_steps_without_a_finite_loss_are_left_out(train, poison, accumulate):
     assert checkpoint['ema_state_dict']['module.norm.num_batches_tracked'] == 3 * STEPS - 3
 
 
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(train, poison, accumulate):
+    """The loss is finite; in the last epoch, so that files of good weights are there, the last step among them."""
+    save = f'optim_wrapper["accumulative_counts"] = {accumulate}\n'
+    save += 'default_hooks["checkpoint"]["max_keep_ckpts"] = 1\n'
+    assert train('run', change=save + 'custom_hooks.append(dict(type="Interrupt", step=12))\n')[0] == 130
+    poison[13] = 0.0
+    code, last, work_dir = train('run', '--resume', change=save)
+    (path,) = work_dir.glob('*.pth')
+    saved = torch.load(path, weights_only=False)
+    step = saved['meta']['iter'] + 1
+    told = f'error: the loss is finite and the gradient of linear.weight is not at step {step}, for the samples '
+    assert (code, last[: len(told)]) == (1, told)
+    samples = last.removeprefix(told).partition(' on rank 0. No checkpoint was written since then')[0].split(', ')
+    assert (len(set(samples)), '13' in samples) == (4, True)
+    assert all(value.isfinite().all() for value in saved['state_dict'].values())
+
+
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_a_step_left_out_for_its_gradients_changes_nothing(train, poison, accumulate):
+    """Oracle: weights, Adam's state and the buffers before and after that step, bit for bit."""
+    kept = {}
+
+    class Keep(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            state = {**runner.model.state_dict(), 'adam': runner.optim_wrapper.optimizer.state_dict()['state']}
+            kept[runner.iter + 1] = copy.deepcopy(state), runner.message_hub.get_info('skipped_steps', 0)
+
+    HOOKS.register_module(name='Keep', module=Keep, force=True)
+    poison[13] = 0.0
+    skip = "custom_hooks.append(dict(type='repl_mm.FiniteLossHook', action='skip'))\n"
+    skip += f'optim_wrapper["accumulative_counts"] = {accumulate}\ncustom_hooks.append(dict(type="Keep"))\n'
+    assert train('run', change=skip)[0] == 0
+    updates = range(accumulate, 3 * STEPS + 1, accumulate)
+    left_out = [step for step in updates if step > accumulate and kept[step][1] > kept[step - accumulate][1]]
+    assert kept[3 * STEPS][1] == 3  # once in each epoch
+    for step in updates[1:]:
+        assert same(kept[step][0], kept[step - accumulate][0]) == (step in left_out)
+
+
+def test_what_a_loss_scaler_leaves_out_is_no_fault(train, poison):
+    """Oracle: torch's scaler, which halves its scale for each such step."""
+    OPTIM_WRAPPERS.register_module(name='Scaled', module=Scaled, force=True)
+    poison[13] = 0.0
+    code, _, work_dir = train('run', change='optim_wrapper["type"] = "Scaled"\n')
+    assert code == 0
+    checkpoint = torch.load(work_dir / f'iter_{3 * STEPS}.pth', weights_only=False)
+    assert checkpoint['optimizer']['state'][0]['step'] == 3 * STEPS - 3
+    assert all(value.isfinite().all() for value in checkpoint['state_dict'].values())
+
+
+def test_gradients_are_looked_at_by_four_operators():
+    network = nn.Sequential(*(nn.Linear(3, 3) for _ in range(50)))
+    network(torch.ones(3)).sum().backward()
+    parameters = dict(network.named_parameters())
+    with OperatorCounter() as counter:
+        assert first_gradient_not_finite(parameters) is None
+    assert counter.counts == dict.fromkeys(['_foreach_norm', 'stack', 'linalg_vector_norm', '_local_scalar_dense'], 1)
+    network[7].bias.grad[1] = float('inf')
+    assert first_gradient_not_finite(parameters) == '7.bias'
+    network[7].bias.grad[1] = 1e38  # whose square is not
+    assert first_gradient_not_finite(parameters) is None
+
+
+@pytest.mark.parametrize('where', ['weight', 'statistics', 'average', 'optimizer'])
+@pytest.mark.parametrize('step', [8, 3 * STEPS])
+def test_what_is_not_finite_never_replaces_a_checkpoint(train, where, step):
+    """Whatever has broken it, and in the last step too."""
+
+    class Break(Hook):
+        priority = 'NORMAL'
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter + 1 == step:
+                places = dict(
+                    weight=runner.model.linear.weight,
+                    statistics=runner.model.norm.running_var,
+                    optimizer=runner.optim_wrapper.optimizer.state[runner.model.linear.bias]['exp_avg_sq'],
+                    average=next(
+                        hook for hook in runner.hooks if isinstance(hook, EMAHook)
+                    ).ema_model.module.norm.weight,
+                )
+                places[where].data.view(-1)[0] = float('inf')
+
+    HOOKS.register_module(name='Break', module=Break, force=True)
+    change = 'default_hooks["checkpoint"]["max_keep_ckpts"] = 1\ncustom_hooks.append(dict(type="Break"))\n'
+    code, last, work_dir = train('run', change=change)
+    assert code == 1
+    assert re.match(r'error: the checkpoint would hold NaN or infinite values in .*: it is not written', last)
+    assert [path.name for path in work_dir.glob('*.pth')] == [f'iter_{step - 1}.pth']
+    code, _, _ = train('run', '--resume', change='default_hooks["checkpoint"]["max_keep_ckpts"] = 1\n')
+    assert code == 0
+
+
+def test_the_best_checkpoint_is_not_removed_for_one_that_is_not_finite(train):
+    change = """
+val_dataloader = dict(train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+val_cfg = dict()
+val_evaluator = dict(type='Rising')
+default_hooks['checkpoint'].update(interval=100, save_best='score', rule='greater')
+custom_hooks.append(dict(type='BreakLate'))
+"""
+    scores = iter(range(9))
+
+    @METRICS.register_module(force=True)
+    class Rising(BaseMetric):
+        def process(self, data_batch, data_samples):
+            self.results.append(0)
+
+        def compute_metrics(self, results):
+            return dict(score=float(next(scores)))
+
+    @HOOKS.register_module(force=True)
+    class BreakLate(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter + 1 == 2 * STEPS:
+                runner.model.norm.running_mean.fill_(float('nan'))
+
+    code, last, work_dir = train('run', change=change)
+    assert (code, 'state_dict.norm.running_mean' in last) == (1, True)
+    assert [path.name for path in work_dir.glob('*.pth')] == [f'best_score_iter_{STEPS}.pth']
+
+
+def test_resuming_removes_no_best_file_of_another_folder(train, tmp_path):
+    """What a checkpoint names as its best file may be anything."""
+    scores = iter(range(9))
+
+    @METRICS.register_module(force=True)
+    class Better(BaseMetric):
+        def process(self, data_batch, data_samples):
+            self.results.append(0)
+
+        def compute_metrics(self, results):
+            return dict(score=float(next(scores)))
+
+    change = """
+val_dataloader = dict(train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+val_cfg = dict()
+val_evaluator = dict(type='Better')
+default_hooks['checkpoint'].update(save_best='score', rule='greater')
+"""
+    assert train('run', change=change + 'custom_hooks.append(dict(type="Interrupt", step=8))\n')[0] == 130
+    victim = tmp_path / 'victim'
+    victim.touch()
+    checkpoint = torch.load(tmp_path / 'run/iter_8.pth', weights_only=False)
+    checkpoint['message_hub']['runtime_info']['best_ckpt'] = str(victim)
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    code, _, work_dir = train('other', '--resume', tmp_path / 'other.pth', change=change)
+    assert code == 0
+    assert victim.is_file()
+    assert [path.name for path in work_dir.glob('best*')] == [f'best_score_iter_{3 * STEPS}.pth']
+
+
 def test_a_run_that_diverges_for_good_ends_though_steps_may_be_left_out(train, poison):
     poison.update(dict.fromkeys(range(24), float('nan')))
     code, last, _ = train('run', change="custom_hooks.append(dict(type='repl_mm.FiniteLossHook', action='skip'))\n")
@@ -316,11 +486,42 @@ def test_a_run_that_diverges_for_good_ends_though_steps_may_be_left_out(train, p
         (lambda: CheckpointHook(interval='a'), "takes a whole number as interval, got 'a'"),
         (lambda: FiniteLossHook(action='ignore'), "takes action='stop' or 'skip', got 'ignore'"),
         (lambda: WatchdogHook(timeout=0), 'takes a timeout above 0 seconds, got 0'),
+        (lambda: WatchdogHook(timeout=-1), 'takes a timeout above 0 seconds, got -1'),
+        (lambda: WatchdogHook(timeout=float('nan')), 'takes a timeout above 0 seconds, got nan'),
+        (lambda: WatchdogHook(timeout=float('inf')), 'takes a timeout above 0 seconds, got inf'),
+        (lambda: WatchdogHook(timeout='540'), "takes a timeout above 0 seconds, got '540'"),
     ],
 )
 def test_impossible_options(hook, message):
     with pytest.raises(ValueError, match=message):
         hook()
+
+
+def stand_still():
+    time.sleep(100)
+
+
+def test_a_process_that_is_stuck_while_it_sets_up_ends_and_says_where(tmp_path):
+    """Oracle: this file's own function, which never returns."""
+
+    def get_stuck():
+        os.dup2(os.open(tmp_path / 'stderr', os.O_CREAT | os.O_WRONLY), sys.__stderr__.fileno())
+        Watchdog(0.2, rank=3).start()
+        stand_still()
+
+    process = multiprocessing.get_context('fork').Process(target=get_stuck)
+    process.start()
+    process.join(20)
+    said = (tmp_path / 'stderr').read_text()
+    assert process.exitcode == 1
+    assert said.startswith('rank 3: error: no progress for 0.2 s, the run ends: rank 3 is setting up\n')
+    assert re.search(r'test_long_runs.py", line \d+ in stand_still', said)
+
+
+@pytest.mark.parametrize('timeout', ['float("nan")', '0', '-3', '"long"'])
+def test_a_timeout_that_is_none(train, timeout):
+    code, last, _ = train('run', change=f'custom_hooks.append(dict(type="repl_mm.WatchdogHook", timeout={timeout}))\n')
+    assert (code, last.startswith('error: WatchdogHook takes a timeout above 0 seconds, got ')) == (2, True)
 
 
 def test_a_worker_that_dies_ends_the_run_with_a_word(train, monkeypatch):
@@ -456,8 +657,7 @@ def test_a_signal_at_a_save_step_costs_no_checkpoint(train):
 
 def test_resuming_looks_past_what_is_no_checkpoint(train):
     """A folder, links that lead nowhere, files of others; but it does not begin anew beside bare weights."""
-    train('run', change='custom_hooks.append(dict(type="Interrupt", step=8))\n')
-    _, _, work_dir = train('run', change='custom_hooks.append(dict(type="Interrupt", step=4))\n')
+    _, _, work_dir = train('run', change='custom_hooks.append(dict(type="Interrupt", step=8))\n')
     (work_dir / 'iter_99.pth').mkdir()
     (work_dir / 'dangling.pth').symlink_to(work_dir / 'nothing')
     (work_dir / 'loop.pth').symlink_to(work_dir / 'loop.pth')
@@ -472,9 +672,168 @@ def test_resuming_looks_past_what_is_no_checkpoint(train):
     assert 'iter_8.pth holds weights alone' in last
 
 
+def test_the_newest_run_of_a_folder_goes_on(train):
+    """Oracle: that run in a folder of its own; the earlier one is longer."""
+    assert train('whole')[0] == 0
+    train('run', change='randomness["seed"] = 7\ncustom_hooks.append(dict(type="Interrupt", step=8))\n')
+    _, said, work_dir = train('run', change='custom_hooks.append(dict(type="Interrupt", step=4))\n')
+    assert sorted(path.name for path in work_dir.glob('*.pth')) == [f'iter_{step}.pth' for step in (3, 4, 7, 8)]
+    begun = {step: torch.load(work_dir / f'iter_{step}.pth', weights_only=False)['meta']['run'] for step in (3, 4, 8)}
+    assert begun[8] < begun[3] == begun[4]
+    code, said, _ = train('run', '--resume')
+    assert code == 0
+    date = datetime.fromtimestamp(begun[4]).isoformat(' ', 'seconds')
+    assert said == f'resuming the run of {date} at iteration 4 from {work_dir / "iter_4.pth"}'
+    assert same(end_of(work_dir), end_of(work_dir.with_name('whole')))
+    assert torch.load(work_dir / f'iter_{3 * STEPS}.pth', weights_only=False)['meta']['run'] == begun[4]  # as it began
+    assert sorted(path.name for path in work_dir.glob('*.pth')) == [
+        f'iter_{3 * STEPS - 1}.pth',
+        f'iter_{3 * STEPS}.pth',
+    ]
+
+
+def test_a_new_run_in_a_used_folder_says_so(train):
+    train('run', change='custom_hooks.append(dict(type="Interrupt", step=2))\n')
+    code, said, work_dir = train('run')
+    assert code == 0
+    assert said == (
+        f'{work_dir} holds checkpoints of an earlier run: this one begins anew, and writes over those of the same '
+        'name; --resume would go on'
+    )
+
+
+def test_two_runs_in_one_folder(train, tmp_path):
+    """Oracle: another process that holds the lock; killed, it holds nothing."""
+    ready = multiprocessing.Event()
+
+    def hold():
+        with files.lock_folder(tmp_path / 'run'):
+            ready.set()
+            time.sleep(100)
+
+    other = multiprocessing.get_context('fork').Process(target=hold)
+    other.start()
+    assert ready.wait(20)
+    code, last, work_dir = train('run')
+    held = (
+        rf'error: {work_dir} is in use by process {other.pid} on {platform.node()} since \d{{4}}-\d\d-\d\d [\d:]+: wait'
+    )
+    assert code == 2
+    assert re.match(held, last)
+    assert [path.name for path in work_dir.iterdir()] == ['.lock']
+    other.kill()
+    other.join()
+    assert train('run')[0] == 0
+
+
+def test_a_folder_that_cannot_be_locked_is_a_warning(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(files.fcntl, 'lockf', fail)
+    with files.lock_folder(tmp_path):
+        assert 'cannot be locked (No locks available): see to it that no other run uses it' in capsys.readouterr().err
+
+
+def change_at(place: str, value: object):
+    """Put a value into a checkpoint."""
+
+    def change(checkpoint):
+        *way, last = place.split('.')
+        for key in way:
+            checkpoint = checkpoint[key]
+        checkpoint[last] = value
+
+    return change
+
+
+ODD = [
+    ('meta', None, 'meta.iter is missing'),
+    ('meta', [], 'are no dict'),
+    ('meta.iter', 'four', "meta.iter is a number of steps, got 'four'"),
+    ('meta.iter', float('nan'), 'meta.iter is a number of steps, got nan'),
+    ('meta.iter', 10**30, 'meta.iter is a number of steps, got 1000'),
+    ('meta.epoch', -1, 'meta.epoch is a number of epochs, got -1'),
+    ('meta.seed', 'a\nb', "meta.seed is a whole number below 2\\*\\*32, got 'a.+nb'"),
+    ('meta.run', float('nan'), 'meta.run is seconds, got nan'),
+    ('meta.place', 3, 'meta.place is a dict, got 3'),
+    ('meta.place', {}, 'meta.place.done is missing, meta.place.batches is missing'),
+    ('message_hub', None, 'message_hub is a dict, got None'),
+    ('message_hub', {}, 'message_hub.log_scalars is missing'),
+    ('message_hub.runtime_info', {3: 3}, 'message_hub.runtime_info is a dict'),
+    ('message_hub.runtime_info.keep_ckpt_ids', ['a'], 'keep_ckpt_ids is numbers of steps, got a list'),
+    ('message_hub.runtime_info.preemption_ckpt', '../../victim', "preemption_ckpt is a name of a file, got '../"),
+    ('optimizer', None, "optimizer is an optimizer's state, got None"),
+    ('optimizer', {}, "optimizer is an optimizer's state, got a dict"),
+    ('optimizer.param_groups', [], "optimizer is an optimizer's state, got a dict"),
+    ('param_schedulers', 'text', "param_schedulers is states of schedulers, got 'text'"),
+    ('param_schedulers', [3], 'param_schedulers is states of schedulers, got a list'),
+    ('param_schedulers', [], 'has 0 schedulers, and the config 1'),
+    ('gradients', [{'linear.weight': torch.ones(5)}], r'gradient of linear.weight has the shape \(5,\)'),
+    ('gradients', 3, 'gradients is gradients by name, of each process, got 3'),
+    ('early_stopping', [3], 'early_stopping is dicts, got a list'),
+    ('cost', 3, "cost is CostHook's figures, got 3"),
+    ('cost', {'steps': 3}, "cost is CostHook's figures, got a dict"),
+    ('ema_state_dict', [], 'ema_state_dict is averages by name, got a list'),
+    ('state_dict', {3: torch.ones(1)}, 'is not a checkpoint'),
+]
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+    """A run that was stopped after its fourth step: its config, and what its checkpoint holds."""
+    folder = tmp_path_factory.mktemp('stopped')
+    config = folder / 'odd.py'
+    config.write_text(CONFIG + 'custom_hooks.append(dict(type="Interrupt", step=4))\n')
+    assert run('train', config, '--work-dir', folder / 'run').code == 130
+    config.write_text(CONFIG.replace('max_epochs=3', 'max_epochs=1'))
+    return config, folder / 'run'
+
+
+@pytest.mark.parametrize(('place', 'value', 'said'), ODD)
+def test_a_checkpoint_with_odd_content_is_named(stopped, place, value, said, tmp_path):
+    config, work_dir = stopped
+    checkpoint = torch.load(work_dir / 'iter_4.pth', weights_only=False)
+    change_at(place, value)(checkpoint)
+    torch.save(checkpoint, tmp_path / 'odd.pth')
+    code, _, err = run('train', config, '--work-dir', tmp_path / 'work', '--resume', tmp_path / 'odd.pth')
+    assert code == 2
+    assert re.search(f'error: .*odd.pth.*{said}', err.splitlines()[-1])
+    assert 'Traceback' not in err
+
+
+@pytest.mark.parametrize(('place', 'value', 'said'), [odd for odd in ODD if ' is ' in odd[2]])
+def test_a_good_file_beside_an_odd_one_wins(stopped, place, value, said, tmp_path):
+    _, work_dir = stopped
+    shutil.copy(work_dir / 'iter_3.pth', tmp_path / 'iter_3.pth')
+    checkpoint = torch.load(work_dir / 'iter_4.pth', weights_only=False)
+    change_at(place, value)(checkpoint)
+    torch.save(checkpoint, tmp_path / 'iter_4.pth')
+    assert find_newest(tmp_path) == tmp_path / 'iter_3.pth'
+
+
+def test_a_good_file_beside_one_that_is_not_finite_wins(stopped, tmp_path):
+    config, work_dir = stopped
+    shutil.copytree(work_dir, tmp_path / 'work')
+    checkpoint = torch.load(work_dir / 'iter_4.pth', weights_only=False)
+    checkpoint['state_dict']['linear.weight'][0, 0] = float('nan')
+    torch.save(checkpoint, tmp_path / 'work/iter_4.pth')
+    code, _, err = run('train', config, '--work-dir', tmp_path / 'work', '--resume')
+    assert (code, 'at iteration 3 from' in err) == (0, True)
+
+
+def test_a_safetensors_file_without_meta_data_of_its_kind(tmp_path):
+    path = tmp_path / 'null.safetensors'
+    path.write_bytes(as_safetensors(dict(w=torch.ones(1)), meta=None))
+    assert read_checkpoint(str(path))['meta'] == {}
+    path.write_bytes(as_safetensors(dict(w=torch.ones(1)), meta=[3]))
+    with pytest.raises(ValueError, match=r'the meta data of .*null.safetensors are no dict'):
+        read_checkpoint(str(path))
+
+
 @pytest.mark.parametrize(
     ('missing', 'said'),
-    [('message_hub', 'was not written by mmengine'), ('meta', 'was not written by mmengine'), ('optimizer', 'alone')],
+    [('message_hub', 'message_hub is missing'), ('meta', 'meta is missing'), ('optimizer', 'alone')],
 )
 def test_resuming_from_what_lacks_something(train, missing, said, tmp_path):
     _, _, work_dir = train('run', change='custom_hooks.append(dict(type="Interrupt", step=2))\n')

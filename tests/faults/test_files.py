@@ -15,8 +15,9 @@ import torch
 from helpers import same
 from runs import STEPS, output, start, write_config
 
-from repl_mm.engine import checkpoints
-from repl_mm.engine.checkpoints import as_safetensors, find_newest, load_local
+from repl_mm.engine import resume
+from repl_mm.engine.checkpoints import as_safetensors, load_local
+from repl_mm.engine.resume import find_newest
 from repl_mm.engine.weights import read_checkpoint
 
 PLACES = 200
@@ -78,7 +79,7 @@ def test_resuming_passes_over_damaged_checkpoints(run, tmp_path, survived, monke
     content = (run / 'work' / newest.name).read_bytes()
     whole = load_local(str(run / 'work' / newest.name))
     said = []
-    monkeypatch.setattr(checkpoints, 'print_log', lambda message, *_: said.append(message))
+    monkeypatch.setattr(resume, 'print_log', lambda message, *_: said.append(message))
     chance, passed_over = random.Random(0), 0
     for first, end in ranges(len(content)):
         newest.write_bytes(damage(content, chance.choice(['cut', 'flipped']), first, end, chance))

@@ -18,7 +18,7 @@ import torch
 from runs import CLASSIFICATION, COMMON, ROOT
 
 STEPS = 12
-TIMEOUT = 8  # of the watchdog, in seconds
+TIMEOUT = 25  # of the watchdog, in seconds: more than the imports take on a busy machine
 GRACE = 30  # what torchrun gives a process that is asked to end
 START = 60  # imports, on a busy machine
 FAULTS = """
@@ -46,6 +46,9 @@ class Fault(Hook):
             return
         if kind in ('killed', 'stopped'):
             os.kill(os.getpid(), dict(killed=signal.SIGKILL, stopped=signal.SIGSTOP)[kind])
+        if kind == 'nan gradient':
+            weight = runner.model.module.head.fc.weight
+            handle = weight.register_hook(lambda gradient: (handle.remove(), gradient * float('nan'))[1])
         if kind == 'nan':
             data_batch['inputs'] = data_batch['inputs'] * float('nan')
         if kind == 'stuck in data':
@@ -53,6 +56,17 @@ class Fault(Hook):
             repl_mm.datasets.checked.Digits.__getitem__ = lambda *_: time.sleep(1000)
         if kind == 'stuck in a step':
             time.sleep(1000)
+
+    def before_run(self, runner):
+        if os.environ.get('FAULT') == 'stuck before the run' and runner.rank == 1:
+            time.sleep(1000)
+
+    def after_train(self, runner):
+        from mmengine.dist import all_gather
+
+        for name, value in runner.model.named_parameters():
+            if not all(other.equal(value) for other in all_gather(value.data)):
+                print('ranks differ:', name)
 """
 
 
@@ -150,6 +164,7 @@ def test_two_machines_train_and_end_as_one(config, whole, tmp_path, survived):
     [
         ('stopped', r'rank 0 is in step 8, rank 1 does not answer'),
         ('stuck in a step', r'rank 0 is in step 8, rank 1 is in step 8'),
+        ('stuck before the run', r'rank 0 is .*, rank 1 is beginning the run'),
         ('stuck in data', r'rank 0 is in step 9, rank 1 is after step 8, in a hook or waiting for a batch'),
     ],
 )
@@ -159,6 +174,7 @@ def test_a_stalled_rank_ends_the_others(config, whole, fault, says, tmp_path, su
     assert code != 0
     assert re.search(rf'rank \d: error: no progress for {TIMEOUT} s, the run ends: {says}', text), text
     assert time.monotonic() - start > TIMEOUT
+    assert fault == 'stopped' or re.search(r'faults.py", line \d+ in ', text)
     if fault == 'stopped':
         resume(config, tmp_path, whole)
     survived('rank stalled')
@@ -182,7 +198,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_both(config, tmp_path, survi
     survived('loss not finite on one rank')
 
 
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_to_the_launcher_ends_all_with_its_code(config, tmp_path, number, code, survived):
     """As a scheduler, or a person, sends it; Ctrl-C saves nothing."""
     log = tmp_path / 'output.txt'
@@ -209,3 +227,61 @@ def test_a_signal_to_any_rank_saves_and_ends_all(config, whole, fault, tmp_path,
         assert re.search(rf'exitcode\s*: {128 + signal.SIGTERM}', text)
     resume(config, tmp_path, whole)
     survived('rank preempted')
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_ends_both(config, tmp_path, survived):
+    """Its loss is finite; the sum over the ranks carries it to the other one."""
+    code, text = launch(config, tmp_path, fault='nan gradient', seconds=30)
+    assert code != 0
+    said = re.search(
+        r'error: the loss is finite and the gradient of (\S+) is not at step 8, for the samples (.*)', text
+    )
+    assert said, text
+    assert re.search(r' on rank 0; .* on rank 1\. No checkpoint was written since then', said[2])
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_4.pth', 'iter_6.pth']
+    survived('gradient not finite on one rank')
+
+
+def test_both_ranks_leave_a_step_out(config, tmp_path, survived):
+    """Oracle: the two hold the same weights afterwards, which the hook above compares."""
+    skip = config.with_name('skip.py')
+    text = config.read_text() + "custom_hooks.append(dict(type='repl_mm.FiniteLossHook', action='skip'))\n"
+    skip.write_text(text)
+    code, text = launch(skip, tmp_path, fault='nan gradient', seconds=60)
+    assert code == 0, text
+    assert 'The step is left out, of 1 in all' in text
+    found = torch.load(tmp_path / f'iter_{STEPS}.pth', weights_only=False)
+    assert all(value.isfinite().all() for value in found['state_dict'].values())
+    assert 'ranks differ' not in text
+    survived('gradient not finite on one rank, left out')
+
+
+def test_a_bad_config_is_one_line_from_two_processes(config, tmp_path, survived):
+    """Not torchrun's traceback and table, nor the line of each process; with no port given, as one starts at first."""
+    env = environment(config, '')
+    del env['PORT']
+    command = [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path, '--cfg-options', 'model.type=Nix']
+    done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, timeout=START)
+    errors = [line for line in done.stderr.splitlines() if 'rror' in line]
+    assert done.returncode == 2, done.stderr
+    assert len(errors) == 1
+    assert errors[0].startswith('error: cannot build ')
+    assert 'Traceback' not in done.stderr
+    survived('bad config for two processes')
+
+
+def test_a_second_run_in_the_same_folder_is_refused(config, tmp_path, survived):
+    log = tmp_path / 'output.txt'
+    first = subprocess.Popen(
+        [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path / 'work'], env=environment(config, 'slow'),
+        stdout=log.open('w'), stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    while 'Saving checkpoint at 2 iterations' not in log.read_text():
+        assert first.poll() is None, log.read_text()
+        time.sleep(0.2)
+    code, text = launch(config, tmp_path / 'work', seconds=30)
+    assert code == 2, text
+    assert re.search(r'^error: .*work is in use by process \d+ on \S+ since .*: wait until it ends', text, re.MULTILINE)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=20 + GRACE) == 143
+    survived('second run in a folder')
