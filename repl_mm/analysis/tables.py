@@ -11,6 +11,8 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
+from repl_mm.engine.errors import printable
+
 JUSTIFY = {'l': 'left', 'r': 'right'}
 # What Markdown reads as markup; an underscore between letters is none.
 MARKUP = re.compile(r'[\\`*<&|~\[]|(?<![^\W_])_|_(?![^\W_])')
@@ -42,12 +44,12 @@ class Table:
 
     def print(self) -> None:
         """Write the table to the standard output."""
-        # As Text, because rich takes brackets in a plain string for markup.
-        table = rich.table.Table(title=Text(self.title) if self.title else None)
+        # As Text, because rich takes brackets in a plain string for markup; it passes control codes on.
+        table = rich.table.Table(title=Text(printable(self.title)) if self.title else None)
         for name, letter in zip(self.head, self.align, strict=True):
-            table.add_column(Text(name), justify=JUSTIFY[letter], overflow='fold')
+            table.add_column(Text(printable(name)), justify=JUSTIFY[letter], overflow='fold')
         for row in self.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         console = Console()
         if not console.is_terminal:
             console.width = 10_000  # a file has no width, rich would fold the cells to fit into 80 characters
@@ -55,12 +57,14 @@ class Table:
 
     def markdown(self) -> str:
         """The table as lines of Markdown, the last one ended too."""
-        head, *rows = ([_escape(cell) for cell in row] for row in (self.head, *self.rows))
+        head, *rows = ([escape(cell) for cell in row] for row in (self.head, *self.rows))
         rule = ['---:' if letter == 'r' else '---' for letter in self.align]
         return ''.join(f'| {" | ".join(line)} |\n' for line in (head, rule, *rows))
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """A text as one line of Markdown that shows it as it is."""
+    text = printable(text)
     return MARKUP.sub(r'\\\g<0>', ' '.join(text.split()))
 
 
