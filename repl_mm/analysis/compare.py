@@ -170,7 +170,7 @@ def conditions(comparison: Comparison) -> str:
     if cost is None:
         return ''
     versions = cost.get('versions', {})
-    shape = ' x '.join(map(str, cost['input_shape']))
+    shape = ' x '.join(map(str, cost.get('input_shape', ['unknown'])))
     return (
         f'{cost["device"]}, torch {versions.get("torch")}, repl_mm {versions.get("repl_mm")}, {cost.get("date")}; '
         f'input {shape}, {cost.get("images_per_step")} images per step, {cost.get("world_size")} process(es), '

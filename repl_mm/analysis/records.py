@@ -48,9 +48,9 @@ _QUANTITIES = (_maps_to(_is_quantity), 'numbers of at least 0 by name, or null')
 _REQUIRED: Mapping[str, tuple[Check, str]] = {
     'complete': (lambda value: isinstance(value, bool), 'true or false'),
     'device': (_is_text, 'text'),
-    'input_shape': (_is_shape, 'channels, height and width of the images, such as [3, 224, 224]'),
 }
 _OPTIONAL: Mapping[str, tuple[Check, str]] = {
+    'input_shape': (_is_shape, 'channels, height and width of the images, such as [3, 224, 224]'),
     'date': (_is_text, 'text'),
     'versions': (_maps_to(_is_text), 'texts by name'),
     'world_size': _WHOLE,
@@ -75,7 +75,7 @@ def read_cost(path: Path) -> dict[str, Any]:
     record = _parse(_read(path), source=f'{path}')
     missing = [key for key in _REQUIRED if record.get(key) is None]
     if missing:
-        raise ValueError(f'{path} holds no step of training, {", ".join(missing)} is not there: train the run again')
+        raise ValueError(f'{path} is not what training writes, {", ".join(missing)} is not there: train the run again')
     known = {key: record[key] for key in (*_REQUIRED, *_OPTIONAL) if record.get(key) is not None}
     for key, value in known.items():
         check, expected = (_REQUIRED | _OPTIONAL)[key]

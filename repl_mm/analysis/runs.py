@@ -45,10 +45,11 @@ def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     """
     costs = [_find_cost(folder) for folder in folders]
     # A run that does not know the size of its images is counted at that of the others.
-    shapes = [cost['input_shape'] for cost in costs if cost]
+    shapes = [cost.get('input_shape') if cost else None for cost in costs]
+    known = next((shape for shape in shapes if shape), None)
     return tuple(
-        _load_run(folder, name=name, cost=cost, input_shape=cost['input_shape'] if cost else next(iter(shapes), None))
-        for folder, name, cost in zip(folders, name_runs(folders), costs, strict=True)
+        _load_run(folder, name=name, cost=cost, input_shape=shape or known)
+        for folder, name, cost, shape in zip(folders, name_runs(folders), costs, shapes, strict=True)
     )
 
 

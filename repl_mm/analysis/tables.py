@@ -1,7 +1,8 @@
-"""Tables of text for a terminal and as Markdown; records as CSV."""
+"""Tables of text for a terminal and in files; records as CSV."""
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -60,6 +61,23 @@ class Table:
         head, *rows = ([escape(cell) for cell in row] for row in (self.head, *self.rows))
         rule = ['---:' if letter == 'r' else '---' for letter in self.align]
         return ''.join(f'| {" | ".join(line)} |\n' for line in (head, rule, *rows))
+
+
+def render(tables: Sequence[Table], *, form: str) -> str:
+    """Tables as the content of a file.
+
+    Args:
+        tables: One or more, one after another.
+        form: ``'.md'``, ``'.csv'`` or ``'.json'``.
+    """
+    if form == '.json':
+        return json.dumps([dict(title=t.title, columns=t.head, rows=t.rows) for t in tables], indent=2) + '\n'
+    if form == '.csv':
+        buffers = [io.StringIO() for _ in tables]
+        for table, buffer in zip(tables, buffers, strict=True):
+            csv.writer(buffer, lineterminator='\n').writerows([table.head, *table.rows])
+        return '\n'.join(buffer.getvalue() for buffer in buffers)
+    return '\n'.join(f'{escape(t.title)}\n\n' * bool(t.title) + t.markdown() for t in tables)
 
 
 def escape(text: str) -> str:

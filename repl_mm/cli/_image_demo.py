@@ -3,7 +3,7 @@
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,34 @@ from repl_mm.visualization import as_png, draw
 
 
 def find_images(path: Path, *, out_dir: Path) -> dict[Path, Path]:
-    """The picture to write for each image."""
+    """The picture to write for each image, in folders of the same names for those in folders of their own."""
     if not path.exists():
         raise ValueError(f'there is no image or folder {path}')
-    images = [path]
+    if out_dir.resolve() == (path if path.is_dir() else path.parent).resolve():
+        raise ValueError(f'--out-dir {out_dir} is the folder of the images: give another one')
+    images, root = [path], path.parent
     if path.is_dir():
-        images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
-        others = sorted(p.name for p in set(path.iterdir()).difference(images))
+        root = path
+        # Pictures of an earlier call are no images.
+        files = [p for p in path.rglob('*') if p.is_file() and out_dir.resolve() not in p.resolve().parents]
+        images = sorted(p for p in files if p.suffix.lower() in IMG_EXTENSIONS)
+        others = sorted(str(p.relative_to(path)) for p in set(files).difference(images))
         if not images:
             raise ValueError(
                 f'there is no image in {path}: give one or a folder with {", ".join(IMG_EXTENSIONS)} files'
             )
         if others:
             print(f'Skipped {len(others)} of another kind: {", ".join(others[:3])}{", ..." if others[3:] else ""}')
-    if out_dir.resolve() == images[0].parent.resolve():
-        raise ValueError(f'--out-dir {out_dir} is the folder of the images: give another one')
-    stems = Counter(image.stem for image in images)
-    return {image: out_dir / f'{image.stem if stems[image.stem] == 1 else image.name}.png' for image in images}
+    return name_pictures([image.relative_to(root) for image in images], root=root, out_dir=out_dir)
+
+
+def name_pictures(images: Sequence[Path], *, root: Path, out_dir: Path) -> dict[Path, Path]:
+    """Pictures are called as their images; two that differ in the kind of file alone keep that in their name."""
+    stems = Counter(image.with_suffix('') for image in images)
+    return {
+        root / image: out_dir / f'{image.with_suffix("") if stems[image.with_suffix("")] == 1 else image}.png'
+        for image in images
+    }
 
 
 def load_model(config: Config, checkpoint: Mapping[str, Any], *, source: str, device: str) -> BaseModel:

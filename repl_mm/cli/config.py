@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from repl_mm.engine.errors import explain
 from repl_mm.engine.install import install
+from repl_mm.engine.logs import import_hosts
 
 SHARDED = ('FlexibleRunner', 'repl_mm.FSDPStrategy')
 CALLED = ('type', 'constructor')  # keys of a config whose values mmengine looks up, in registries and beyond
@@ -27,6 +28,8 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
         ValueError: A config that cannot be read or lacks a section, or a launch that cannot work.
     """
     install()
+    if not getattr(args, 'verbose', False):
+        import_hosts()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     check_launch(args.launcher)
     # A config is Python code and may raise anything.

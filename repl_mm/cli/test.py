@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import add_arguments, add_trust, exit_on_user_error
+from repl_mm.cli.common import add_arguments, add_trust, add_verbose, exit_on_user_error
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -24,6 +24,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation, as the config's tta_model says")
     add_arguments(parser)
+    add_verbose(parser)
     add_trust(parser)
     return parser
 
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.show_dir:
         use_pictures(config, args.show_dir)
     checkpoint = read_checkpoint(args.checkpoint)
-    runner = build_runner(config, loops=['test'])
+    runner = build_runner(config, loops=['test'], verbose=args.verbose)
     load_strict(runner.model, checkpoint, source=args.checkpoint)
     if as_pickle:
         runner.test_evaluator.metrics.append(DumpPredictions(args.out))

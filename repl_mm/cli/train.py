@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repl_mm.cli.common import add_arguments, add_trust, exit_on_user_error
+from repl_mm.cli.common import add_arguments, add_trust, add_verbose, exit_on_user_error
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -22,6 +22,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     add_arguments(parser)
+    add_verbose(parser)
     add_trust(parser)
     return parser
 
@@ -57,9 +58,9 @@ def use_exact_resume(config: Config) -> None:
         checkpoint = checkpoint | dict(type='repl_mm.CheckpointHook')
     config.default_hooks = dict(hooks) | dict(checkpoint=checkpoint)
     given = [*(config.get('custom_hooks') or [])]
-    types = [hook.get('type') if isinstance(hook, Mapping) else None for hook in given]
-    ours = ('repl_mm.FiniteLossHook', 'repl_mm.WatchdogHook')
-    config.custom_hooks = given + [dict(type=kind) for kind in ours if kind not in types]
+    types = [name_of(hook.get('type')).rpartition('.')[2] for hook in given if isinstance(hook, Mapping)]
+    ours = ('repl_mm.CostHook', 'repl_mm.FiniteLossHook', 'repl_mm.WatchdogHook')
+    config.custom_hooks = given + [dict(type=kind) for kind in ours if kind.removeprefix('repl_mm.') not in types]
 
 
 def checkpoint_folder(config: Config) -> Path:
@@ -108,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if path is not None:
         checkpoint = use_checkpoint(config, str(path))
         print(f'resuming from {path}', file=sys.stderr)
-    runner = build_runner(config, loops=['train'] + ['val'] * (config.get('val_cfg') is not None))
+    loops = ['train'] + ['val'] * (config.get('val_cfg') is not None)
+    runner = build_runner(config, loops=loops, verbose=args.verbose)
     if path is not None:
         model = runner.model if isinstance(runner.model, BaseModel) else build_model(config)  # sharded: a config
         load_strict(model, checkpoint, source=path)

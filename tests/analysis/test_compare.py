@@ -292,12 +292,11 @@ BAD = {
         r"cannot build .*config.py and apply it to images of \[3, 32, 32\]: unknown type 'Nowhere'",
     ),
     'torn cost': (lambda a, b: (b / 'cost.json').write_text('{"complete":') and [a, b], 'cost.json cannot be read'),
-    'empty cost': (lambda a, b: (b / 'cost.json').write_text('{}') and [a, b], 'holds no step of training'),
-    'list of costs': (lambda a, b: (b / 'cost.json').write_text('[1]') and [a, b], 'cost.json cannot be read'),
-    'no step': (
-        lambda a, b: (b / 'cost.json').write_text(json.dumps(COST | {'input_shape': None})) and [a, b],
-        'holds no step of training',
+    'empty cost': (
+        lambda a, b: (b / 'cost.json').write_text('{}') and [a, b],
+        'is not what training writes, complete, device is not there',
     ),
+    'list of costs': (lambda a, b: (b / 'cost.json').write_text('[1]') and [a, b], 'cost.json cannot be read'),
     'curve without steps': (
         lambda a, b: next(b.glob('*/vis_data/scalars.json')).write_text('{"loss": 1}') and [a, b],
         "line 1: 'step' is a whole number, got null",
@@ -400,6 +399,10 @@ def test_what_a_run_without_costs_tells_is_compared(pair, tmp_path, run_tool):
     assert next(line for line in lines if line.startswith('| FLOPs')).endswith('(-10.2 %) |')
     assert '| Step time, p50 (ms) | 100.0 | – |' in lines
     assert comparison.warnings == ('RepL has no cost.json, its time and memory are unknown',)
+    # One that was killed before its first step.
+    (pair[1] / 'cost.json').write_text(json.dumps(COST | dict(input_shape=None, images_per_step=None, complete=False)))
+    assert '| Parameters | 466,256 | 369,488 (-20.8 %) |' in as_markdown(compare(pair)).splitlines()
+    (pair[1] / 'cost.json').unlink()
     (pair[0] / 'cost.json').unlink()
     labels = [row.label for row in compare(pair).rows]
     assert labels == ['Top-1 accuracy (%)', 'Parameters', 'Trainable parameters']

@@ -274,6 +274,19 @@ def test_a_bad_image_is_named_and_the_others_go_on(seven, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ['a.png', 'b.jpg.png', 'b.png.png']
 
 
+def test_images_in_folders_of_classes_are_found(seven, tmp_path):
+    """As data sets of classes lie; a second call takes no pictures of the first for images."""
+    root, out = tmp_path / 'images', tmp_path / 'images' / 'out'
+    for name in ('cat/1.png', 'dog/1.png', 'dog/a/1.jpg', 'dog/a/1.png'):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8)).save(root / name)
+    for _ in range(2):
+        code, said, _ = run('image_demo', CLASSIFIER, seven, root, '--out-dir', out)
+        assert (code, said.splitlines()[-1]) == (0, f'Wrote 4 picture(s) to {out}')
+        pictures = sorted(str(path.relative_to(out)) for path in out.rglob('*.*'))
+        assert pictures == ['cat/1.png', 'dog/1.png', 'dog/a/1.jpg.png', 'dog/a/1.png.png']
+
+
 def test_other_files_are_skipped_with_a_word(seven, tmp_path, monkeypatch):
     (tmp_path / 'images').mkdir()
     Image.new('RGB', (8, 8)).save(tmp_path / 'images' / 'a.png')
