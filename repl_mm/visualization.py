@@ -2,20 +2,29 @@
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 import torch
 from matplotlib.patches import Patch
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
 from mmdet.visualization import DetLocalVisualizer
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmpretrain.visualization import UniversalVisualizer
 from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
 from PIL import Image
+
+from repl_mm.engine.files import write_atomic
 
 SHORT_SIDE, LONG_SIDE = 480, 4096  # pixels: smaller pictures are enlarged to the first, but not beyond the second
 
@@ -126,6 +135,77 @@ def draw(
     if scope == 'mmseg':
         return draw_map(image, sample, meta, factor=factor, truth=truth, opacity=opacity, legend=legend)
     return draw_boxes(image, sample, meta, factor=factor, truth=truth, score_thr=score_thr)
+
+
+def has_truth(sample: BaseDataElement) -> bool:
+    """Whether a sample holds a ground truth that :func:`draw` can draw."""
+    return 'gt_label' in sample or 'gt_sem_seg' in sample or 'bboxes' in sample.get('gt_instances', ())
+
+
+class PictureHook(Hook):
+    """Writes a picture of each sample of a test run: its ground truth, where it has one, and the predictions beside.
+
+    Pictures are called as the images' files, in the folders that these lie in below the one that holds all of them, or
+    by the number of the sample where the data set is no folder of images.
+
+    Args:
+        folder: Where the pictures go.
+        score_thr: Boxes with a lower score are not drawn.
+    """
+
+    def __init__(self, folder: Path, *, score_thr: float) -> None:
+        self.folder, self.score_thr = folder, score_thr
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        dataset = runner.test_dataloader.dataset
+        places = [
+            Path(info['img_path']) for info in map(dataset.get_data_info, range(len(dataset))) if 'img_path' in info
+        ]
+        digits = len(str(max(len(dataset) - 1, 1)))
+        self._number = lambda at: f'{at:0{digits}}.png'
+        self._names = name_pictures(places)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[BaseDataElement] | None = None
+    ) -> None:
+        first = batch_idx * runner.test_dataloader.batch_size
+        for at, sample in enumerate(outputs or ()):
+            path = str(Path(sample.get('img_path') or ''))
+            if path in self._names:
+                pixels, name = mmcv.imread(sample.img_path), self._names[path]
+            else:
+                # The sampler deals the samples out to the processes in turn.
+                name = self._number((first + at) * get_world_size() + get_rank())
+                pixels = _pixels(data_batch['inputs'], at)
+            write_atomic(self.folder / name, as_png(self._draw(pixels, sample, runner)))
+
+    def _draw(self, pixels: np.ndarray, sample: BaseDataElement, runner: Runner) -> np.ndarray:
+        style = dict(scope=runner.cfg.default_scope, meta=runner.test_dataloader.dataset.metainfo)
+        truth = [draw(pixels, sample, truth=True, **style)] if has_truth(sample) else []
+        return np.hstack([*truth, draw(pixels, sample, truth=False, score_thr=self.score_thr, **style)])
+
+
+def name_pictures(images: Iterable[str | Path], *, root: Path | None = None) -> dict[str, Path]:
+    """What the picture of each image is called, relative to the folder of the pictures.
+
+    As the image, below ``root``, by default the folder that holds all of them; two that differ in the kind of file
+    alone keep that in their names.
+    """
+    paths = [Path(image) for image in images]
+    if root is None:
+        root = Path(os.path.commonpath([path.parent for path in paths]) if paths else '.')
+    names = {str(path): path.relative_to(root) for path in paths}
+    stems = Counter(name.with_suffix('') for name in names.values())
+    return {
+        path: Path(f'{name.with_suffix("") if stems[name.with_suffix("")] == 1 else name}.png')
+        for path, name in names.items()
+    }
+
+
+def _pixels(inputs: Any, at: int) -> np.ndarray:
+    """An image (H, W, C) of a batch as the data set gives it; the first of its views where it is augmented."""
+    views = inputs if isinstance(inputs[at], torch.Tensor) else inputs[0]
+    return views[at].permute(1, 2, 0).cpu().numpy()
 
 
 def as_png(picture: np.ndarray) -> bytes:

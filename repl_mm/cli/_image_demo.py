@@ -2,8 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from repl_mm.datasets.checks import is_truncated
 from repl_mm.engine.errors import explain
 from repl_mm.engine.files import write_atomic
 from repl_mm.engine.weights import load_strict, read_checkpoint
-from repl_mm.visualization import as_png, draw
+from repl_mm.visualization import as_png, draw, name_pictures
 
 
 def find_images(path: Path, *, out_dir: Path) -> dict[Path, Path]:
@@ -44,16 +43,8 @@ def find_images(path: Path, *, out_dir: Path) -> dict[Path, Path]:
             )
         if others:
             print(f'Skipped {len(others)} of another kind: {", ".join(others[:3])}{", ..." if others[3:] else ""}')
-    return name_pictures([image.relative_to(root) for image in images], root=root, out_dir=out_dir)
-
-
-def name_pictures(images: Sequence[Path], *, root: Path, out_dir: Path) -> dict[Path, Path]:
-    """Pictures are called as their images; two that differ in the kind of file alone keep that in their name."""
-    stems = Counter(image.with_suffix('') for image in images)
-    return {
-        root / image: out_dir / f'{image.with_suffix("") if stems[image.with_suffix("")] == 1 else image}.png'
-        for image in images
-    }
+    names = name_pictures(images, root=root)
+    return {image: out_dir / names[str(image)] for image in images}
 
 
 def load_model(config: Config, checkpoint: Mapping[str, Any], *, source: str, device: str) -> BaseModel:
