@@ -14,7 +14,7 @@ import torch
 from matplotlib.patches import Patch
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
-from mmdet.visualization import DetLocalVisualizer
+from mmdet.visualization import DetLocalVisualizer, get_palette
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -44,6 +44,13 @@ class BoxVisualizer(DetLocalVisualizer):
         )
 
 
+class BareBoxVisualizer(DetLocalVisualizer):
+    """mmdet's, with boxes alone."""
+
+    def draw_texts(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the labels out."""
+
+
 def draw_class(image: np.ndarray, sample: BaseDataElement, meta: Mapping[str, Any], *, truth: bool) -> np.ndarray:
     # Names as long as those of ImageNet's classes are wrapped.
     return UniversalVisualizer().visualize_cls(
@@ -52,9 +59,16 @@ def draw_class(image: np.ndarray, sample: BaseDataElement, meta: Mapping[str, An
 
 
 def draw_boxes(
-    image: np.ndarray, sample: DetDataSample, meta: Mapping[str, Any], *, factor: int, truth: bool, score_thr: float
+    image: np.ndarray,
+    sample: DetDataSample,
+    meta: Mapping[str, Any],
+    *,
+    factor: int,
+    truth: bool,
+    score_thr: float,
+    names: bool,
 ) -> np.ndarray:
-    visualizer = BoxVisualizer()
+    visualizer = BoxVisualizer() if names else BareBoxVisualizer()
     visualizer.dataset_meta = meta
     kind = 'gt_instances' if truth else 'pred_instances'
     instances = sample.get(kind)
@@ -75,7 +89,7 @@ def draw_map(
     factor: int,
     truth: bool,
     opacity: float,
-    legend: bool,
+    names: bool,
 ) -> np.ndarray:
     visualizer = SegLocalVisualizer(alpha=opacity)
     visualizer.dataset_meta = meta
@@ -84,7 +98,7 @@ def draw_map(
     shown = SegDataSample(**{kind: PixelData(data=torch.from_numpy(labels)[None])})
     # mmseg writes each name into the map, where it may be cut off.
     visualizer.add_datasample('', image, shown, draw_gt=truth, draw_pred=not truth, with_labels=False)
-    if legend:
+    if names:
         handles = class_patches(np.unique(labels), meta)
         visualizer.ax_save.legend(handles=handles, loc='upper right', fontsize=max(9, len(image) // 80))
     return visualizer.get_image()
@@ -92,8 +106,9 @@ def draw_map(
 
 def class_patches(labels: Iterable[int], meta: Mapping[str, Any]) -> list[Patch]:
     """A legend's entries for the classes among ``labels``."""
+    palette = meta.get('palette') or get_palette('random', len(meta['classes']))  # as mmdet does
     return [
-        Patch(color=np.divide(meta['palette'][label], 255), label=meta['classes'][label])
+        Patch(color=np.divide(palette[label], 255), label=meta['classes'][label])
         for label in labels
         if label < len(meta['classes'])
     ]
@@ -112,7 +127,7 @@ def draw(
     truth: bool,
     score_thr: float = 0.0,
     opacity: float = 0.5,
-    legend: bool = True,
+    names: bool = True,
 ) -> np.ndarray:
     """A picture of a sample's ground truth or predictions, RGB; small images are enlarged by a whole factor.
 
@@ -124,7 +139,7 @@ def draw(
         truth: Whether to draw the ground truth rather than the predictions.
         score_thr: Boxes with a lower score are not drawn.
         opacity: Of a map above its image.
-        legend: Whether a map names its classes.
+        names: Whether the classes of a map or of boxes are named.
     """
     height, width = pixels.shape[:2]
     image = np.broadcast_to(pixels, (height, width, 3))[..., ::-1].clip(0, 255).astype(np.uint8)
@@ -133,8 +148,8 @@ def draw(
     if scope == 'mmpretrain':
         return draw_class(image, sample, meta, truth=truth)
     if scope == 'mmseg':
-        return draw_map(image, sample, meta, factor=factor, truth=truth, opacity=opacity, legend=legend)
-    return draw_boxes(image, sample, meta, factor=factor, truth=truth, score_thr=score_thr)
+        return draw_map(image, sample, meta, factor=factor, truth=truth, opacity=opacity, names=names)
+    return draw_boxes(image, sample, meta, factor=factor, truth=truth, score_thr=score_thr, names=names)
 
 
 def has_truth(sample: BaseDataElement) -> bool:

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -55,10 +56,10 @@ def as_png(comparison: Comparison) -> bytes:
     return to_png(figure, dpi=120)
 
 
-def to_png(figure: Figure, *, dpi: int) -> bytes:
-    """A PNG file of a figure."""
+def to_png(figure: Figure, *, dpi: int, **options: Any) -> bytes:
+    """A PNG file of a figure; options as for matplotlib's ``savefig``."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=dpi)
+    figure.savefig(buffer, format='png', dpi=dpi, **options)
     return buffer.getvalue()
 
 
