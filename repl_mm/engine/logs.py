@@ -8,6 +8,7 @@ import io
 import logging
 import re
 import warnings
+import weakref
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -46,9 +47,10 @@ def quiet(kind: type[Runner]) -> type[Runner]:
 
     def build_logger(self: Any, *args: Any, **kwargs: Any) -> logging.Logger:
         logger = kind.build_logger(self, *args, **kwargs)
+        runner = weakref.ref(self)  # loggers stay for ever, and a runner holds a model and workers
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(lambda record: _shorten(record, self))
+                handler.addFilter(lambda record: _shorten(record, runner()))
         return logger
 
     def load_or_resume(self: Any) -> None:
@@ -62,10 +64,10 @@ def quiet(kind: type[Runner]) -> type[Runner]:
     return type(kind.__name__, (kind,), dict(build_logger=build_logger, load_or_resume=load_or_resume))
 
 
-def _shorten(record: logging.LogRecord, runner: Runner) -> bool:
+def _shorten(record: logging.LogRecord, runner: Runner | None) -> bool:
     """Whether the terminal gets a message; a wall of keys becomes a line."""
     text = record.getMessage()
-    if MISMATCH in text:
+    if MISMATCH in text and runner is not None:
         record.msg, record.args = describe_mismatch(runner.model, text), ()
     return not text.startswith(NOISE)
 

@@ -3,6 +3,7 @@
 Oracles: the lines counted; mmengine's own message of keys that differ, and which blocks the sites stand for.
 """
 
+import gc
 import io
 import logging
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from cli_helpers import CLASSIFIER, run
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 
 from repl_mm.engine.logs import describe_mismatch
@@ -56,6 +58,13 @@ def test_a_run_is_short_and_costed_and_its_file_is_whole(folder):
     [log] = (folder / 'run').glob('*/*.log')
     assert 'Hooks will be executed' in log.read_text()
     assert 'Hooks will be executed' in '\n'.join(train(folder, '--verbose', *options))
+
+
+def test_a_log_does_not_keep_its_runner(folder):
+    """Nor the model and the workers of its loaders."""
+    train(folder, '--cfg-options', 'train_cfg.max_epochs=1')
+    gc.collect()
+    assert [thing for thing in gc.get_objects() if isinstance(thing, Runner) and str(folder) in thing.work_dir] == []
 
 
 def build(text):
