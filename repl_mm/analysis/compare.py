@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from repl_mm.analysis.runs import Run, load_runs
-from repl_mm.analysis.tables import Table
+from repl_mm.analysis.tables import Table, escape
 
 MIB = 2**20
 # Names of the host libraries' metrics as people say them.
@@ -75,7 +75,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """Compare runs; the first is what the others are measured against.
 
     Args:
-        folders: Work directories of runs with a ``repl_mm.CostHook``.
+        folders: Work directories of runs; one without ``cost.json`` is compared in its size and its scores.
 
     Raises:
         ValueError: Fewer than two runs, one of them twice, or a folder that is not a finished run.
@@ -108,7 +108,11 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
     rows = [
         row('Parameters', lambda run: run.complexity.parameters),
         row('Trainable parameters', lambda run: run.complexity.trainable),
-        row('FLOPs, forward, per image (M)', lambda run: run.complexity.flops / 1e6, 1),
+        row(
+            'FLOPs, forward, per image (M)',
+            lambda run: None if run.complexity.flops is None else run.complexity.flops / 1e6,
+            1,
+        ),
         row('Peak GPU memory, allocated (MiB)', cost('memory_bytes', 'peak_allocated', scale=1 / MIB)),
         row('Peak GPU memory, reserved (MiB)', cost('memory_bytes', 'peak_reserved', scale=1 / MIB)),
         row('Peak memory of all processes (MiB)', cost('memory_bytes', 'peak_resident', scale=1 / MIB)),
@@ -151,19 +155,22 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
         'input_shape': 'input shape',
         'images_per_step': 'batch size',
     }
-    warnings = []
+    known = [run.cost for run in runs if run.cost]
+    warnings = [f'{run.name} has no cost.json, its time and memory are unknown' for run in runs if not run.cost]
     for key, what in kinds.items():
-        values = [str(run.cost.get(key)) for run in runs]
+        values = [str(cost.get(key)) for cost in known]
         if len(set(values)) > 1:
             warnings.append(f'Not the same kind of run: {what} {" / ".join(values)}')
     return warnings
 
 
 def conditions(comparison: Comparison) -> str:
-    """Hardware, versions, batch and date of the first run, in one line."""
-    cost = comparison.runs[0].cost
+    """Hardware, versions, batch and date of the first run that knows them, in one line; empty if none does."""
+    cost = next((run.cost for run in comparison.runs if run.cost), None)
+    if cost is None:
+        return ''
     versions = cost.get('versions', {})
-    shape = ' x '.join(map(str, cost['input_shape']))
+    shape = ' x '.join(map(str, cost.get('input_shape', ['unknown'])))
     return (
         f'{cost["device"]}, torch {versions.get("torch")}, repl_mm {versions.get("repl_mm")}, {cost.get("date")}; '
         f'input {shape}, {cost.get("images_per_step")} images per step, {cost.get("world_size")} process(es), '
@@ -180,7 +187,10 @@ def as_table(comparison: Comparison) -> Table:
 
 def as_markdown(comparison: Comparison) -> str:
     """The table in Markdown, with the conditions."""
-    notes = [f'{conditions(comparison)}.', *(f'**{warning}.**' for warning in comparison.warnings)]
+    # Behind a word, as what is at the beginning of a line may make a heading or a list of it.
+    measured_on = escape(conditions(comparison))
+    notes = [f'Measured on {measured_on}.'] if measured_on else []
+    notes += [f'**{escape(warning)}.**' for warning in comparison.warnings]
     return '\n'.join([as_table(comparison).markdown(), '\n\n'.join(notes)]) + '\n'
 
 

@@ -55,7 +55,7 @@ class Complexity:
 
     parameters: int
     trainable: int
-    flops: int
+    flops: int | None
 
 
 class RealLinspace(TorchFunctionMode):
@@ -68,8 +68,8 @@ class RealLinspace(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def count(config: Config, *, input_shape: Sequence[int]) -> Complexity:
-    """Size of the model of a config, for images of ``input_shape`` (C, H, W).
+def count(config: Config, *, input_shape: Sequence[int] | None) -> Complexity:
+    """Size of the model of a config, for images of ``input_shape`` (C, H, W); no operations where that is unknown.
 
     Nothing is loaded or initialised, and no memory is taken: parameters and images are tensors without data.
     """
@@ -77,6 +77,8 @@ def count(config: Config, *, input_shape: Sequence[int]) -> Complexity:
         model = MODELS.build(config.model)
     parameters = list(model.parameters())
     sizes = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    if input_shape is None:
+        return Complexity(*sizes, None)
     model.eval()
     # The meta device also keeps attention in one piece, which the counter knows; a CPU's kernel it would miss.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,9 +1,13 @@
 """The picture of a comparison: how the runs learn, and what they cost."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -11,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from repl_mm.analysis.compare import METRICS, Comparison, Row
 from repl_mm.analysis.runs import Run
+from repl_mm.engine.errors import printable
 
 COLOURS = ['#33608f', '#c2571a', '#4f8a4c', '#8a5aa8', '#8c7a2b', '#5b6770']
 # The costs worth a bar, by the beginning of their label.
@@ -24,9 +29,11 @@ BARS = {
 }
 
 
+@rc_context({'text.parse_math': False})  # names may hold dollar signs
 def as_png(comparison: Comparison) -> bytes:
     """Training loss, main metric, and costs relative to the first run; a PNG file."""
-    runs = comparison.runs
+    # matplotlib leaves names out of a legend that begin with an underscore, and breaks at line ends.
+    runs = [replace(run, name=re.sub('^_', ' _', printable(run.name))) for run in comparison.runs]
     # What the first run does not know cannot be relative to it.
     rows = {
         name: row
@@ -43,16 +50,16 @@ def as_png(comparison: Comparison) -> bytes:
         axes.spines[['top', 'right']].set_visible(False)
     handles = [Patch(color=colour, label=run.name) for run, colour in zip(runs, _colours(runs), strict=True)]
     legend = figure.legend(handles=handles, loc='outside lower center', ncols=min(len(runs), 3), frameon=False)
-    legend.set_title('\n'.join(comparison.warnings))
+    legend.set_title('\n'.join(map(printable, comparison.warnings)))
     legend.get_title().set_color('#b00020')
     figure.suptitle(f'Compared with {runs[0].name}', weight='bold')
     return to_png(figure, dpi=120)
 
 
-def to_png(figure: Figure, *, dpi: int) -> bytes:
-    """A PNG file of a figure."""
+def to_png(figure: Figure, *, dpi: int, **options: Any) -> bytes:
+    """A PNG file of a figure; options as for matplotlib's ``savefig``."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=dpi)
+    figure.savefig(buffer, format='png', dpi=dpi, **options)
     return buffer.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from mmengine.structures import BaseDataElement
 from repl_mm.analysis.plot import to_png
 from repl_mm.analysis.runs import find_config, name_runs
 from repl_mm.visualization import class_patches, draw
+
+COLUMN = 2.7  # inches
+GAP = 0.02  # of a picture
 
 
 @dataclass(frozen=True)
@@ -75,20 +79,41 @@ def as_grid(folders: Sequence[Path], *, number: int, threshold: float) -> bytes:
     runs = [predict(folder, number=number) for folder in folders]
     rows = list(zip(*(run.samples for run in runs), strict=True))
     titles = ['Image', 'Ground truth', *name_runs(folders)]
-    figure = Figure(figsize=(2.7 * len(titles), 2.6 * len(rows) + 0.4), layout='constrained')
-    grid = figure.subplots(len(rows), len(titles), squeeze=False)
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title)
-    for line, samples in zip(grid, rows, strict=True):
+    pictures = []
+    for samples in rows:
         if len({sample.img_path for sample in samples}) > 1:
             raise ValueError('the runs were tested on different images: give runs over one data set')
-        for axes, picture in zip(line, _pictures(samples, runs, threshold=threshold), strict=True):
+        pictures.append([*_pictures(samples, runs, threshold=threshold)])
+    # All pictures of a row have one shape, so nothing is between them but the gap.
+    heights = [COLUMN * line[0].shape[0] / line[0].shape[1] for line in pictures]
+    figure = Figure(figsize=(COLUMN * len(titles), sum(heights)))
+    grid = figure.subplots(
+        len(rows), len(titles), squeeze=False,
+        gridspec_kw=dict(height_ratios=heights, left=0, right=1, bottom=0, top=1, wspace=GAP, hspace=GAP),
+    )  # fmt: skip
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title)
+    for line, shown in zip(grid, pictures, strict=True):
+        for axes, picture in zip(line, shown, strict=True):
             axes.imshow(picture)
+            axes.set_aspect('auto')
             axes.set_axis_off()
-    if runs[0].scope == 'mmseg':
-        entries = class_patches(range(len(runs[0].meta['classes'])), runs[0].meta)
-        figure.legend(handles=entries, loc='outside lower center', ncols=6, frameon=False)
-    return to_png(figure, dpi=160)
+    entries = class_patches(_labels(rows, runs[0].scope, threshold=threshold), runs[0].meta)
+    figure.legend(handles=entries, loc='upper center', bbox_to_anchor=(0.5, -0.01), ncols=6, frameon=False)
+    return to_png(figure, dpi=160, bbox_inches='tight', pad_inches=0.08)
+
+
+def _labels(rows: Sequence[Sequence[BaseDataElement]], scope: str, *, threshold: float) -> list[int]:
+    """The classes that are seen in a grid, as numbers."""
+    labels: set[int] = set()
+    for sample in chain.from_iterable(rows):
+        if scope == 'mmseg':
+            maps = (sample.gt_sem_seg.data, sample.pred_sem_seg.data)
+        else:
+            boxes = sample.pred_instances
+            maps = (torch.as_tensor(sample.gt_instances.labels), boxes.labels[boxes.scores > threshold])
+        labels.update(*(m.unique().tolist() for m in maps))
+    return sorted(labels)
 
 
 def _pictures(
@@ -97,7 +122,7 @@ def _pictures(
     pixels = mmcv.imread(samples[0].img_path)
     yield pixels[..., ::-1]
     # Nearly opaque: what is below a map must not change how its colours look.
-    style = dict(scope=runs[0].scope, meta=runs[0].meta, opacity=0.9, legend=False)
+    style = dict(scope=runs[0].scope, meta=runs[0].meta, opacity=0.9, names=False)
     yield draw(pixels, samples[0], truth=True, **style)
     for sample in samples:
         yield draw(pixels, sample, truth=False, score_thr=threshold, **style)

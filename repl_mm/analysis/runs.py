@@ -1,6 +1,5 @@
 """What the work directory of a run tells about it."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 from mmengine.config import Config
 
 from repl_mm.analysis.cost import Complexity, count
+from repl_mm.analysis.records import read_cost, read_scalars
+from repl_mm.engine.errors import explain
 
 _BOOKKEEPING = ('time', 'data_time', 'memory', 'step', 'epoch', 'iter')
 
@@ -21,7 +22,7 @@ class Run:
 
     Attributes:
         name: What the run is called in tables.
-        cost: The content of ``cost.json``.
+        cost: The content of ``cost.json``, or None where the run has none.
         complexity: Size of its model.
         by_epoch: Whether validations are counted in epochs, not in iterations.
         loss: Training loss as (iteration, value) pairs.
@@ -29,7 +30,7 @@ class Run:
     """
 
     name: str
-    cost: Mapping[str, Any]
+    cost: Mapping[str, Any] | None
     complexity: Complexity
     by_epoch: bool
     loss: Sequence[tuple[int, float]]
@@ -42,7 +43,14 @@ def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     Raises:
         ValueError: A folder does not exist, or lacks something, or holds something that cannot be read.
     """
-    return tuple(_load_run(folder, name=name) for folder, name in zip(folders, name_runs(folders), strict=True))
+    costs = [_find_cost(folder) for folder in folders]
+    # A run that does not know the size of its images is counted at that of the others.
+    shapes = [cost.get('input_shape') if cost else None for cost in costs]
+    known = next((shape for shape in shapes if shape), None)
+    return tuple(
+        _load_run(folder, name=name, cost=cost, input_shape=shape or known)
+        for folder, name, cost, shape in zip(folders, name_runs(folders), costs, shapes, strict=True)
+    )
 
 
 def name_runs(folders: Sequence[Path]) -> list[str]:
@@ -55,44 +63,33 @@ def name_runs(folders: Sequence[Path]) -> list[str]:
     return [str(path.relative_to(common)) for path in paths]
 
 
-def _load_run(folder: Path, *, name: str) -> Run:
-    if not folder.is_dir():
-        raise ValueError(f'there is no folder {folder}: give the work directory of a run')
-    cost = _read_cost(folder / 'cost.json')
-    logs = sorted(folder.glob('*/vis_data/scalars.json'))
+def _load_run(folder: Path, *, name: str, cost: Mapping[str, Any] | None, input_shape: Sequence[int] | None) -> Run:
     path = find_config(folder)
     # Configs are Python code, and so is what they configure: anything may be raised.
-    try:
+    with explain(f'cannot build {path} and apply it to images of {input_shape}', errors=Exception):
         config = Config.fromfile(path)
-        complexity = count(config, input_shape=cost['input_shape'])
-    except Exception as error:
-        # str(KeyError) is the repr of its message.
-        text = str(*error.args[:1]) if isinstance(error, KeyError) else str(error)
-        reason = text.strip().split('\n')[0] or type(error).__name__
-        raise ValueError(f'cannot build {path} and apply it to images of {cost["input_shape"]}: {reason}') from error
-    lines = _read_logs(logs)
+        complexity = count(config, input_shape=input_shape)
+        # The step under which mmengine's LoggerHook writes validations.
+        by_epoch = config.get('default_hooks', {}).get('logger', {}).get('log_metric_by_epoch', True)
+    lines = _read_logs(sorted(folder.glob('*/vis_data/scalars.json')))
     validations = [line for line in lines if 'loss' not in line and 'lr' not in line]
     keys = dict.fromkeys(key for line in validations for key in line if _is_metric(key, line[key]))
     return Run(
-        name=name if cost['complete'] else f'{name} (interrupted)',
+        name=f'{name} (interrupted)' if cost and not cost['complete'] else name,
         cost=cost,
         complexity=complexity,
-        # The step under which mmengine's LoggerHook writes validations.
-        by_epoch=config.get('default_hooks', {}).get('logger', {}).get('log_metric_by_epoch', True),
+        by_epoch=bool(by_epoch),
         loss=_curve(lines, 'loss'),
         metrics={key: _curve(validations, key) for key in keys},
     )
 
 
-def _read_cost(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(
-            f"{path.parent} holds no cost.json: train with custom_hooks=[dict(type='repl_mm.CostHook')] in the config"
-        )
-    cost = _parse(path.read_bytes(), source=str(path))
-    if not {'complete', 'device', 'input_shape'} <= set(cost) or cost['input_shape'] is None:
-        raise ValueError(f'{path} holds no step of training: train the run again')
-    return cost
+def _find_cost(folder: Path) -> dict[str, Any] | None:
+    """The record of ``CostHook``, which a run by a host's own tools may not have."""
+    if not folder.is_dir():
+        raise ValueError(f'there is no folder {folder}: give the work directory of a run')
+    path = folder / 'cost.json'
+    return read_cost(path) if path.exists() else None
 
 
 def find_config(folder: Path) -> Path:
@@ -116,27 +113,14 @@ def _read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """
     lines: list[dict[str, Any]] = []
     for path in paths:
-        newer = [
-            _parse(text, source=f'{path}, line {number},', needs='step')
-            for number, text in enumerate(path.read_bytes().splitlines(), start=1)
-        ]
+        newer = read_scalars(path)
         start = min((line['step'] for line in newer if 'loss' in line), default=float('inf'))
         lines = [*takewhile(lambda line, start=start: 'loss' not in line or line['step'] < start, lines), *newer]
     return lines
 
 
-def _parse(text: bytes, *, source: str, needs: str | None = None) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or (needs and needs not in record):
-        raise ValueError(f'{source} cannot be read, it is not JSON or not what training writes: train the run again')
-    return record
-
-
-def _is_metric(key: str, value: Any) -> bool:
-    if not isinstance(value, int | float) or key in _BOOKKEEPING or key.startswith(('cost/', 'base_')):
+def _is_metric(key: str, value: float) -> bool:
+    if key in _BOOKKEEPING or key.startswith(('cost/', 'base_')):
         return False
     # COCO: one value per class, too many for a comparison; and -1 where there is no object of a size.
     return not key.startswith('coco/') or not (key.endswith('_precision') or value == -1)
@@ -144,4 +128,4 @@ def _is_metric(key: str, value: Any) -> bool:
 
 def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
     """(step, value) pairs in order; where a resumed run repeats a step, the later one counts."""
-    return sorted({int(line['step']): float(line[key]) for line in lines if key in line}.items())
+    return sorted({line['step']: float(line[key]) for line in lines if key in line}.items())

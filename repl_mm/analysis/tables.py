@@ -1,7 +1,8 @@
-"""Tables of text for a terminal and as Markdown; records as CSV."""
+"""Tables of text for a terminal and in files; records as CSV."""
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +11,8 @@ from typing import Any
 import rich.table
 from rich.console import Console
 from rich.text import Text
+
+from repl_mm.engine.errors import printable
 
 JUSTIFY = {'l': 'left', 'r': 'right'}
 # What Markdown reads as markup; an underscore between letters is none.
@@ -42,12 +45,12 @@ class Table:
 
     def print(self) -> None:
         """Write the table to the standard output."""
-        # As Text, because rich takes brackets in a plain string for markup.
-        table = rich.table.Table(title=Text(self.title) if self.title else None)
+        # As Text, because rich takes brackets in a plain string for markup; it passes control codes on.
+        table = rich.table.Table(title=Text(printable(self.title)) if self.title else None)
         for name, letter in zip(self.head, self.align, strict=True):
-            table.add_column(Text(name), justify=JUSTIFY[letter], overflow='fold')
+            table.add_column(Text(printable(name)), justify=JUSTIFY[letter], overflow='fold')
         for row in self.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         console = Console()
         if not console.is_terminal:
             console.width = 10_000  # a file has no width, rich would fold the cells to fit into 80 characters
@@ -55,12 +58,31 @@ class Table:
 
     def markdown(self) -> str:
         """The table as lines of Markdown, the last one ended too."""
-        head, *rows = ([_escape(cell) for cell in row] for row in (self.head, *self.rows))
+        head, *rows = ([escape(cell) for cell in row] for row in (self.head, *self.rows))
         rule = ['---:' if letter == 'r' else '---' for letter in self.align]
         return ''.join(f'| {" | ".join(line)} |\n' for line in (head, rule, *rows))
 
 
-def _escape(text: str) -> str:
+def render(tables: Sequence[Table], *, form: str) -> str:
+    """Tables as the content of a file.
+
+    Args:
+        tables: One or more, one after another.
+        form: ``'.md'``, ``'.csv'`` or ``'.json'``.
+    """
+    if form == '.json':
+        return json.dumps([dict(title=t.title, columns=t.head, rows=t.rows) for t in tables], indent=2) + '\n'
+    if form == '.csv':
+        buffers = [io.StringIO() for _ in tables]
+        for table, buffer in zip(tables, buffers, strict=True):
+            csv.writer(buffer, lineterminator='\n').writerows([table.head, *table.rows])
+        return '\n'.join(buffer.getvalue() for buffer in buffers)
+    return '\n'.join(f'{escape(t.title)}\n\n' * bool(t.title) + t.markdown() for t in tables)
+
+
+def escape(text: str) -> str:
+    """A text as one line of Markdown that shows it as it is."""
+    text = printable(text)
     return MARKUP.sub(r'\\\g<0>', ' '.join(text.split()))
 
 

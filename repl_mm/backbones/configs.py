@@ -29,10 +29,10 @@ def backbone_class(config: Config) -> type[ReplMixin]:
 
 def require_sites(config: Config) -> None:
     """Raise ValueError unless the backbone of a config replaces something."""
-    if not config.model.get('backbone', {}).get('repl'):
+    if not (config.model.get('backbone') or {}).get('repl'):
         raise ValueError(
-            f"{config.filename} replaces nothing: give its backbone type='repl_mm.ReplResNet' (or another of "
-            "repl_mm.backbones) and repl=dict(policy='interval', every=4)"
+            f'{config.filename} replaces nothing: give its backbone type={replaceable(config).model.backbone.type!r} '
+            "and repl=dict(policy='interval', every=4)"
         )
 
 

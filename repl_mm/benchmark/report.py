@@ -91,11 +91,16 @@ def as_table(rows: Sequence[MeasuredStep]) -> Table:
 
 
 def as_png(rows: Sequence[MeasuredStep], *, conditions: str) -> bytes:
+    """The picture of :func:`plot` as a PNG file."""
+    return to_png(plot(rows, conditions=conditions), dpi=110)
+
+
+def plot(rows: Sequence[MeasuredStep], *, conditions: str) -> Figure:
     """Time and memory over those of E2E, a panel for each model, backend and batch size."""
     panels = by_model(rows)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.5 * columns, 1.2 + 4.2 * lines), layout='constrained')
+    figure = Figure(figsize=(6.5 * columns, 1.2 + 4.2 * lines), layout='constrained')
     for axes, (what, shown) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=False):
         _plot_panel(axes, shown)
         axes.set_title(f'{what[0]}, {what[1]}, batch {what[2]}, {what[3]}', fontsize=9)
@@ -104,7 +109,7 @@ def as_png(rows: Sequence[MeasuredStep], *, conditions: str) -> bytes:
     figure.supxlabel('step time over E2E', fontsize=10)
     figure.supylabel('peak memory over E2E', fontsize=10)
     figure.suptitle(fill(conditions, 75 * columns), fontsize=9)
-    return to_png(figure, dpi=110)
+    return figure
 
 
 def _plot_panel(axes: Axes, rows: Sequence[MeasuredStep]) -> None:
@@ -116,11 +121,36 @@ def _plot_panel(axes: Axes, rows: Sequence[MeasuredStep]) -> None:
         kind = row.variant.partition(',')[0].partition(' ')[0]
         axes.plot(row.time_quartiles, (row.memory, row.memory), color=colours[kind], linewidth=1, alpha=0.6)
         axes.plot(row.time, row.memory, 'o' if kind == 'RepL' else 's', color=colours[kind], markersize=5)
-        axes.annotate(row.variant, (row.time, row.memory), xytext=(4, 3), textcoords='offset points', fontsize=6.5)
+    labels = [(row.variant, row.time, row.memory, '#222') for row in measured]
     first = rows[0]
     if first.published_time is not None:
         axes.plot(first.published_time, first.published_memory, 'D', color='#2b8a3e', markersize=6)
-        axes.annotate('published, A100', (first.published_time, first.published_memory), xytext=(4, -9),
-                      textcoords='offset points', fontsize=6.5, color='#2b8a3e')  # fmt: skip
+        labels.append(('published, A100', first.published_time, first.published_memory, '#2b8a3e'))
     axes.spines[['top', 'right']].set_visible(False)
     axes.margins(0.16)
+    axes.autoscale_view()
+    _label(axes, labels)
+
+
+def _label(axes: Axes, labels: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write (text, x, y, colour) to the right of a panel, each on a line of its own that leads to its point."""
+    labels = sorted(labels, key=lambda label: label[2])
+    heights = spread_out([axes.transLimits.transform(label[1:3])[1] for label in labels], gap=0.055)
+    for (text, x, y, colour), height in zip(labels, heights, strict=True):
+        axes.annotate(
+            text, (x, y), xytext=(1.02, height), textcoords='axes fraction', va='center', fontsize=7, color=colour,
+            arrowprops=dict(arrowstyle='-', linewidth=0.4, color=colour, alpha=0.5, shrinkA=1, shrinkB=3),
+        )  # fmt: skip
+
+
+def spread_out(heights: Sequence[float], *, gap: float) -> list[float]:
+    """Ascending heights from 0 to 1, moved up and then down as little as leaves ``gap`` between any two."""
+    gap = min(gap, 1 / max(len(heights) - 1, 1))
+    placed: list[float] = []
+    for at, height in enumerate(heights):
+        placed.append(max(height, placed[-1] + gap if at else 0))
+    highest = 1.0
+    for at in reversed(range(len(placed))):
+        placed[at] = min(placed[at], highest)
+        highest = placed[at] - gap
+    return placed

@@ -29,11 +29,21 @@ from repl_mm.cli.config import load_scoped_config
 from repl_mm.cli.runner import build_model
 from repl_mm.deployment import deploy, parity
 from repl_mm.engine.checkpoints import as_safetensors
-from repl_mm.engine.errors import HOST_ERRORS, summarise
+from repl_mm.engine.errors import HOST_ERRORS, explain, summarise
 from repl_mm.engine.files import write_atomic
 from repl_mm.engine.weights import load_strict, read_checkpoint
 from repl_mm.export import EXPORTS
-from repl_mm.export.graph import OPSET, TOLERANCE, as_onnx, as_torch, check, input_shape, trace
+from repl_mm.export.graph import (
+    AXES,
+    OPSET,
+    TOLERANCE,
+    as_onnx,
+    as_torch,
+    check,
+    input_shape,
+    trace,
+    tracing_size,
+)
 from repl_mm.surgery import computing_layers
 
 # Height and width that the models are compared at: all strides and pyramids divide them.
@@ -148,8 +158,14 @@ def new_folder(out: Path) -> Iterator[Path]:
 def write_exports(static: nn.Module, path: Path, args: Namespace) -> None:
     exported = static.backbone if args.backbone_only else static
     # At its own size a ViT does not resize its position embeddings, which an exported graph does for some sizes only.
-    program = trace(exported, getattr(static.backbone, 'img_size', SIZES[0]))
-    shape = ' x '.join(map(str, input_shape(program)))
+    own = getattr(static.backbone, 'img_size', None)
+    with explain(f'cannot trace the model at {" x ".join(map(str, args.size))}' if args.size else 'cannot trace'):
+        program = trace(exported, args.size or own or tracing_size(exported, SIZES[0]))
+    axes = input_shape(program)
+    shape = ' x '.join(map(str, axes))
+    for name, axis in zip(AXES, axes, strict=True):
+        if isinstance(axis, int) and name != 'channels':
+            print(f'FIXED: the exports take images of {name} {axis} alone; --size exports for another size')
     for format in args.format:
         content = as_onnx(program, model=exported) if format == 'onnx' else as_torch(program)
         difference = check(exported, program, content, format=format)

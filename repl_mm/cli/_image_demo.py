@@ -2,7 +2,6 @@
 
 import sys
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,30 @@ from repl_mm.datasets.checks import is_truncated
 from repl_mm.engine.errors import explain
 from repl_mm.engine.files import write_atomic
 from repl_mm.engine.weights import load_strict, read_checkpoint
-from repl_mm.visualization import as_png, draw
+from repl_mm.visualization import as_png, draw, name_pictures
 
 
 def find_images(path: Path, *, out_dir: Path) -> dict[Path, Path]:
-    """The picture to write for each image."""
+    """The picture to write for each image, in folders of the same names for those in folders of their own."""
     if not path.exists():
         raise ValueError(f'there is no image or folder {path}')
-    images = [path]
+    if out_dir.resolve() == (path if path.is_dir() else path.parent).resolve():
+        raise ValueError(f'--out-dir {out_dir} is the folder of the images: give another one')
+    images, root = [path], path.parent
     if path.is_dir():
-        images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
-        others = sorted(p.name for p in set(path.iterdir()).difference(images))
+        root = path
+        # Pictures of an earlier call are no images.
+        files = [p for p in path.rglob('*') if p.is_file() and out_dir.resolve() not in p.resolve().parents]
+        images = sorted(p for p in files if p.suffix.lower() in IMG_EXTENSIONS)
+        others = sorted(str(p.relative_to(path)) for p in set(files).difference(images))
         if not images:
             raise ValueError(
                 f'there is no image in {path}: give one or a folder with {", ".join(IMG_EXTENSIONS)} files'
             )
         if others:
             print(f'Skipped {len(others)} of another kind: {", ".join(others[:3])}{", ..." if others[3:] else ""}')
-    if out_dir.resolve() == images[0].parent.resolve():
-        raise ValueError(f'--out-dir {out_dir} is the folder of the images: give another one')
-    stems = Counter(image.stem for image in images)
-    return {image: out_dir / f'{image.stem if stems[image.stem] == 1 else image.name}.png' for image in images}
+    names = name_pictures(images, root=root)
+    return {image: out_dir / names[str(image)] for image in images}
 
 
 def load_model(config: Config, checkpoint: Mapping[str, Any], *, source: str, device: str) -> BaseModel:

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.progress import track
 
 from repl_mm.cli.common import add_picture_arguments, exit_on_user_error
 from repl_mm.engine.errors import explain
 
-if TYPE_CHECKING:
-    from mmengine.structures import BaseDataElement
-
 LOADING = ('LoadImageFromFile', 'LoadAnnotations')
-
-
-def has_truth(sample: BaseDataElement) -> bool:
-    return 'gt_label' in sample or 'gt_sem_seg' in sample or 'bboxes' in sample.get('gt_instances', ())
 
 
 def build_parser() -> ArgumentParser:
@@ -43,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from repl_mm.cli.config import load_scoped_config
     from repl_mm.engine.files import write_atomic
-    from repl_mm.visualization import as_png, draw
+    from repl_mm.visualization import as_png, draw, has_truth
 
     loader = f'{args.split}_dataloader'
     config = load_scoped_config(args, sections=(loader,))

@@ -1,15 +1,22 @@
 """What the command-line tools share before they import anything large: arguments, and errors that a person can read."""
 
+from __future__ import annotations
+
 import os
 import sys
 import time
 from argparse import Action, ArgumentParser, ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repl_mm.engine.errors import UNKNOWN_TYPE, summarise
+
+if TYPE_CHECKING:
+    from repl_mm.analysis.tables import Table
+
+TABLE_FORMS = ('.md', '.csv', '.json')
 
 
 @contextmanager
@@ -89,6 +96,42 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_cfg_options(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
+
+
+def add_verbose(parser: ArgumentParser) -> None:
+    """The flag of tools with a run."""
+    parser.add_argument(
+        '--verbose', action='store_true', help="show the host libraries' listings and warnings in the terminal too"
+    )
+
+
+def _table_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in TABLE_FORMS:
+        raise ArgumentTypeError(f'takes a file that ends in {", ".join(TABLE_FORMS)}, got {text!r}')
+    return path
+
+
+def add_table_out(parser: ArgumentParser) -> None:
+    """The flag of tools that print tables; :func:`show_tables` does what it says."""
+    parser.add_argument(
+        '--out',
+        type=_table_file,
+        metavar='FILE',
+        help=f'write the tables too, as the name ends: {", ".join(TABLE_FORMS)}',
+    )
+
+
+def show_tables(tables: Sequence[Table], out: Path | None) -> None:
+    """Print tables, and write them into a file if there shall be one."""
+    from repl_mm.analysis.tables import render
+    from repl_mm.engine.files import write_atomic
+
+    for table in tables:
+        table.print()
+    if out is not None:
+        write_atomic(out, render(tables, form=out.suffix).encode(errors='backslashreplace'))
+        print(f'Wrote {out}')
 
 
 def add_device(parser: ArgumentParser) -> None:

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from repl_mm.analysis.compare import as_json, as_markdown, as_table, compare, conditions
     from repl_mm.analysis.plot import as_png
+    from repl_mm.engine.errors import printable
     from repl_mm.engine.files import write_atomic
 
     # Models are built to be counted; what they say while they are built was said in training.
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_atomic(out / name, content)
     console = Console()
     as_table(comparison).print()
-    console.print(conditions(comparison), highlight=False)
+    console.print(printable(conditions(comparison)), highlight=False, markup=False, soft_wrap=True)
     for warning in comparison.warnings:
-        console.print(warning, style='bold yellow', markup=False)
-    print(f'Wrote {", ".join(files)} to {out}')
+        console.print(printable(warning), style='bold yellow', markup=False, soft_wrap=True)
+    print(printable(f'Wrote {", ".join(files)} to {out}'))

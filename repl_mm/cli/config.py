@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 
 from repl_mm.engine.errors import explain
 from repl_mm.engine.install import install
+from repl_mm.engine.logs import import_hosts
 from repl_mm.engine.lookup import trust
 
 SHARDED = ('FlexibleRunner', 'repl_mm.FSDPStrategy')
@@ -24,6 +25,8 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     Raises:
         ValueError: A config that cannot be read or lacks a section, or a launch that cannot work.
     """
+    if not getattr(args, 'verbose', False):
+        import_hosts()
     install()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     check_launch(args.launcher)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.progress import track
 
 from repl_mm.analysis.tables import Table
-from repl_mm.cli.common import add_cfg_options, exit_on_user_error
+from repl_mm.cli.common import add_cfg_options, add_table_out, exit_on_user_error, show_tables
 from repl_mm.engine.errors import explain
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config with sites')
     parser.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
+    add_table_out(parser)
     add_cfg_options(parser)
     return parser
 
@@ -64,4 +65,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             figures = ['the same'] * 5 if agrees else cells(predicted[name], counted['E2E'])
             rows.append(['', 'predicted', *figures, ''])
     title = f'{args.config}, one image of {args.size[0]} x {args.size[1]}, float32'
-    Table(['', '', *COLUMNS], 'll' + 'r' * len(COLUMNS), rows, title=title).print()
+    show_tables([Table(['', '', *COLUMNS], 'll' + 'r' * len(COLUMNS), rows, title=title)], args.out)

@@ -21,6 +21,10 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument('--no-ema', action='store_true', help='take the weights themselves, not their moving average')
     parser.add_argument('--format', nargs='+', choices=list(EXPORTS), default=[], help='what to export besides')
+    parser.add_argument(
+        '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
+        help="of the images that an export is traced with (default: a ViT's and Swin's own, else one that stays free)",
+    )  # fmt: skip
     parser.add_argument('--backbone-only', action='store_true', help='export the backbone without neck and head')
     add_cfg_options(parser)
     add_trust(parser)
@@ -30,6 +34,10 @@ def build_parser() -> ArgumentParser:
 @exit_on_user_error()
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    if args.size and not args.format:
+        raise ValueError('--size is the size of an export: say which with --format')
+    if args.size and not 32 <= min(args.size) <= max(args.size) <= 4096:
+        raise ValueError(f'--size is from 32 to 4096, got {args.size[0]} x {args.size[1]}')
 
     from repl_mm.cli._deploy import run
 

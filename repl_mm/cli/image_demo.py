@@ -11,7 +11,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint that training has written')
-    parser.add_argument('images', type=Path, help='an image, or a folder of images')
+    parser.add_argument('images', type=Path, help='an image, or a folder of images and of folders with images')
     add_picture_arguments(parser)
     add_trust(parser)
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score of a box (default: %(default)s)')

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from repl_mm.analysis.tables import Table
 from repl_mm.benchmark import BACKENDS
-from repl_mm.cli.common import add_cfg_options, add_device, exit_on_user_error
+from repl_mm.cli.common import add_cfg_options, add_device, add_table_out, exit_on_user_error, show_tables
 from repl_mm.engine.errors import explain
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument('--backend', default='fp32', help=f'out of {", ".join(BACKENDS)}; joined by + (default: fp32)')
     parser.add_argument('--seconds', type=float, default=20, help='time of a measurement (default: %(default)s)')
     add_device(parser)
+    add_table_out(parser)
     add_cfg_options(parser)
     return parser
 
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config, target, batch=args.batch_size, size=tuple(args.size), backend=args.backend, device=device,
             seconds=args.seconds, report=lambda text: (console.log(text), status.update(text)),
         )  # fmt: skip
-    as_table(plan).print()
+    show_tables([as_table(plan)], args.out)
     print(f'Batch {args.batch_size}, {args.size[0]} x {args.size[1]}, {args.backend}; {describe_machine(device)}')
     if not plan.reached:
         print(shortfall(plan, target))

@@ -11,20 +11,23 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 
 from repl_mm.engine.cpu import GlooRunner
 from repl_mm.engine.errors import explain
+from repl_mm.engine.logs import quiet
 
 
-def build_runner(config: Config, *, loops: Sequence[str]) -> Runner | FlexibleRunner:
+def build_runner(config: Config, *, loops: Sequence[str], verbose: bool = False) -> Runner | FlexibleRunner:
     """The runner of a config, with the data of its loops loaded.
 
     Args:
         config: As it comes from :func:`load_config`.
         loops: Which of ``'train'``, ``'val'`` and ``'test'``.
+        verbose: Whether the terminal gets the hosts' listings too.
 
     Raises:
         ValueError: Something in the config cannot be built, or a data set is empty.
     """
     with explain(f'cannot build {config.filename}'):
-        runner = _runner_type(config).from_cfg(config)
+        kind = _runner_type(config)
+        runner = (kind if verbose else quiet(kind)).from_cfg(config)
     for loop in loops:
         with explain(f'cannot load the {loop} data, check {loop}_dataloader in the config'):
             loader = getattr(runner, f'{loop}_loop').dataloader

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from repl_mm.analysis.tables import Table
-from repl_mm.cli.common import add_arguments, exit_on_user_error
+from repl_mm.cli.common import add_arguments, add_table_out, exit_on_user_error, show_tables
 from repl_mm.engine.errors import explain
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def site_table(backbone: ReplMixin) -> Table:
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file')
+    add_table_out(parser)
     add_arguments(parser)
     return parser
 
@@ -63,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with explain(f'cannot build the backbone of {config.filename}'):
         backbone = MODELS.build(config.model.backbone)
     console = Console()
-    stage_table(backbone).print()
-    site_table(backbone).print()
+    show_tables([stage_table(backbone), site_table(backbone)], args.out)
     names = list(backbone.repl_stages())
     for site, reason in backbone.selection.refusals:
-        console.print(f'{names[site.stage]}.{site.index} is not replaced: {reason}', highlight=False)
+        console.print(
+            f'{names[site.stage]}.{site.index} is not replaced: {reason}', highlight=False, markup=False, soft_wrap=True
+        )
     if backbone.selection.note:
-        console.print(backbone.selection.note, highlight=False)
+        console.print(backbone.selection.note, highlight=False, markup=False, soft_wrap=True)

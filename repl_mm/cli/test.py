@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import add_arguments, add_trust, exit_on_user_error
+from repl_mm.cli.common import add_arguments, add_trust, add_verbose, exit_on_user_error
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -21,9 +20,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         '--out', help="predictions: a .pkl file, COCO's .bbox.json file (mmdet), or a folder of label images (mmseg)"
     )
-    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--show-dir', type=Path, help='folder for pictures of the predictions')
+    parser.add_argument(
+        '--show-score-thr', type=float, default=0.3, help='least score of a box in the pictures (default: %(default)s)'
+    )
     parser.add_argument('--tta', action='store_true', help="test-time augmentation, as the config's tta_model says")
     add_arguments(parser)
+    add_verbose(parser)
     add_trust(parser)
     return parser
 
@@ -60,27 +63,6 @@ def use_tta(config: Config) -> None:
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
 
 
-def use_pictures(config: Config, folder: str) -> None:
-    """The libraries draw alike, under other names."""
-    folder = os.path.abspath(folder)
-    backends = [dict(type='LocalVisBackend')]
-    hook, visualizer = {
-        'mmpretrain': (
-            dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder),
-            dict(type='UniversalVisualizer', vis_backends=backends),
-        ),
-        'mmdet': (
-            dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
-            dict(type='DetLocalVisualizer', vis_backends=backends),
-        ),
-        'mmseg': (
-            dict(type='SegVisualizationHook', draw=True),
-            dict(type='SegLocalVisualizer', vis_backends=backends, save_dir=folder),
-        ),
-    }[config.default_scope]
-    config.merge_from_dict(dict(default_hooks=dict(visualization=hook), visualizer=visualizer))
-
-
 @exit_on_user_error()
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
@@ -89,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from repl_mm.cli.runner import build_runner
     from repl_mm.engine.predictions import DumpPredictions
     from repl_mm.engine.weights import load_strict, read_checkpoint
+    from repl_mm.visualization import PictureHook
 
     config = load_config(args, sections=('default_scope', 'model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
     as_pickle = bool(args.out) and args.out.endswith(('.pkl', '.pickle'))
@@ -99,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_amp(config)
     if args.tta:
         use_tta(config)
-    if args.show_dir:
-        use_pictures(config, args.show_dir)
     checkpoint = read_checkpoint(args.checkpoint)
-    runner = build_runner(config, loops=['test'])
+    runner = build_runner(config, loops=['test'], verbose=args.verbose)
     load_strict(runner.model, checkpoint, source=args.checkpoint)
+    if args.show_dir:
+        runner.register_hook(PictureHook(args.show_dir, score_thr=args.show_score_thr))
     if as_pickle:
         runner.test_evaluator.metrics.append(DumpPredictions(args.out))
     runner.test()

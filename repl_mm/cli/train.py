@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import add_arguments, add_trust, exit_on_user_error, launched_rank
+from repl_mm.cli.common import add_arguments, add_trust, add_verbose, exit_on_user_error, launched_rank
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -23,6 +23,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     add_arguments(parser)
+    add_verbose(parser)
     add_trust(parser)
     return parser
 
@@ -64,9 +65,9 @@ def use_exact_resume(config: Config) -> None:
         checkpoint = checkpoint | dict(type='repl_mm.CheckpointHook')
     config.default_hooks = dict(hooks) | dict(checkpoint=checkpoint)
     given = [*(config.get('custom_hooks') or [])]
-    types = [hook.get('type') if isinstance(hook, Mapping) else None for hook in given]
-    ours = ('repl_mm.FiniteLossHook', 'repl_mm.WatchdogHook')
-    config.custom_hooks = given + [dict(type=kind) for kind in ours if kind not in types]
+    types = [name_of(hook.get('type')).rpartition('.')[2] for hook in given if isinstance(hook, Mapping)]
+    ours = ('repl_mm.CostHook', 'repl_mm.FiniteLossHook', 'repl_mm.WatchdogHook')
+    config.custom_hooks = given + [dict(type=kind) for kind in ours if kind.removeprefix('repl_mm.') not in types]
 
 
 def start_watchdog(config: Config) -> None:
@@ -112,14 +113,15 @@ def use_newest(config: Config) -> None:
         say(f'nothing to resume from in {folder}: the run begins anew')
 
 
-def train(config: Config) -> None:
+def train(config: Config, *, verbose: bool) -> None:
     from mmengine.model import BaseModel
 
     from repl_mm.cli.runner import build_model, build_runner
     from repl_mm.engine.errors import explain
     from repl_mm.engine.weights import load_strict, read_checkpoint
 
-    runner = build_runner(config, loops=['train'] + ['val'] * (config.get('val_cfg') is not None))
+    loops = ['train'] + ['val'] * (config.get('val_cfg') is not None)
+    runner = build_runner(config, loops=loops, verbose=verbose)
     if config.get('resume'):
         path = config.load_from
         model = runner.model if isinstance(runner.model, BaseModel) else build_model(config)  # sharded: a config
@@ -155,4 +157,4 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f'{checkpoint_folder(config)} holds checkpoints of an earlier run: this one begins anew, and writes '
                 'over those of the same name; --resume would go on'
             )
-        train(config)
+        train(config, verbose=args.verbose)

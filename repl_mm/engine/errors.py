@@ -18,6 +18,14 @@ def explain(task: str, *, errors: type[Exception] | tuple[type[Exception], ...] 
         raise ValueError(f'{task}: {summarise(error)}') from error
 
 
+def printable(text: str) -> str:
+    """A text in one line without control codes, which would act on the terminal that they are written to."""
+    return ''.join(
+        mark if mark.isprintable() else ' ' if mark.isspace() else mark.encode('unicode_escape').decode()
+        for mark in text
+    )
+
+
 def summarise(error: Exception) -> str:
     """The line of an error's message that tells most."""
     # str(KeyError) is the repr of its message.
@@ -25,16 +33,15 @@ def summarise(error: Exception) -> str:
     if not text:
         return type(error).__name__
     if 'Original Traceback' in text:  # from the worker of a data loader
-        return text.splitlines()[-1]
+        return printable(text.splitlines()[-1])
     line = re.sub(r'^\[Errno \d+\] |, the current sys.path is:', '', text.splitlines()[0])
     if unknown := UNKNOWN_TYPE.match(line):
         return f"unknown type '{unknown[1]}', the {unknown[2]} registry does not have it: check its spelling"
     if isinstance(error, LookupError) and ' ' not in line:
         return f"'{line}' is not there"
-    return line.replace('need at least one array to concatenate', 'the data set is empty')
+    return printable(line).replace('need at least one array to concatenate', 'the data set is empty')
 
 
 def shorten(names: Sequence[str]) -> str:
-    """The first three of some names, which may come from a file: what is no printable character is escaped."""
-    shown = [name if name.isprintable() else repr(name)[1:-1] for name in map(str, names[:3])]
-    return f'{", ".join(shown)}{", ..." if names[3:] else ""}'
+    """The first three of some names, which may come from a file."""
+    return printable(f'{", ".join(map(str, names[:3]))}{", ..." if names[3:] else ""}')

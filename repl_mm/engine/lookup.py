@@ -13,16 +13,8 @@ from importlib import import_module
 from types import FunctionType, ModuleType
 from typing import IO, Any
 
-import mmcv.cnn.rfsearch.search
-import mmdet.datasets.openimages
-import mmdet.models.detectors.kd_one_stage
-import mmdet.models.task_modules.tracking.camera_motion_compensation
-import mmengine.fileio.handlers.pickle_handler
 import mmengine.fileio.handlers.yaml_handler
 import mmengine.registry.registry
-import mmpretrain.datasets.cifar
-import mmpretrain.datasets.transforms.processing
-import mmseg.utils.io
 import numpy as np
 import torch
 import yaml
@@ -152,16 +144,18 @@ def restrict_lookup() -> None:
     """
     mmengine.registry.registry.get_object_from_string = _find_object
     mmengine.registry.registry.import_module = _import_registry
-    mmdet.models.detectors.kd_one_stage.Config = _Guarded(Config, fromfile=_read_config)
-    guarded = _Guarded(pickle, load=read_pickle, loads=_read_pickled_bytes)
-    for module in (mmengine.fileio.handlers.pickle_handler, mmseg.utils.io, mmpretrain.datasets.cifar):
-        module.pickle = guarded
     mmengine.fileio.handlers.yaml_handler.Loader = yaml.SafeLoader
-    mmdet.datasets.openimages.np = _Guarded(np, load=lambda path, allow_pickle: np.load(path))
-    for module, kind in (
-        (import_module('mmcv.ops.nms'), FunctionType),  # a function has the module's name
-        (mmdet.models.task_modules.tracking.camera_motion_compensation, int),
-        (mmcv.cnn.rfsearch.search, type),
-        (mmpretrain.datasets.transforms.processing, torch.dtype),
+    guarded = _Guarded(pickle, load=read_pickle, loads=_read_pickled_bytes)
+    for name in ('mmengine.fileio.handlers.pickle_handler', 'mmseg.utils.io', 'mmpretrain.datasets.cifar'):
+        import_module(name).pickle = guarded
+    openimages = import_module('mmdet.datasets.openimages')
+    openimages.np = _Guarded(np, load=lambda path, allow_pickle: np.load(path))
+    import_module('mmdet.models.detectors.kd_one_stage').Config = _Guarded(Config, fromfile=_read_config)
+    for name, kind in (
+        ('mmcv.ops.nms', FunctionType),
+        ('mmdet.models.task_modules.tracking.camera_motion_compensation', int),
+        ('mmcv.cnn.rfsearch.search', type),
+        ('mmpretrain.datasets.transforms.processing', torch.dtype),
     ):
+        module = import_module(name)
         module.eval = partial(_read_name, module, kind)

@@ -41,6 +41,25 @@ def trace(model: nn.Module, image_size: Sequence[int]) -> ExportedProgram:
     return torch.export.export(raw, (images,), dynamic_shapes=({0: Dim.AUTO},))
 
 
+@torch.no_grad()
+def tracing_size(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width to trace a static model with: doubled until no map that it puts out is one pixel high or wide.
+
+    A graph takes a size of one for a constant, and all sizes that it follows from.
+
+    Args:
+        model: As it comes from :func:`repl_mm.deployment.deploy`.
+        image_size: Height and width to begin with.
+    """
+    raw, (height, width) = RawOutputs(model).eval(), image_size
+    for _ in range(3):
+        maps = [output for output in raw(torch.zeros(1, 3, height, width)) if output.dim() == 4]
+        if all(min(output.shape[2:]) > 1 for output in maps):
+            break
+        height, width = 2 * height, 2 * width
+    return height, width
+
+
 def input_shape(program: ExportedProgram) -> tuple[int | str, ...]:
     """Shape (N, C, H, W) of a program's images, free axes by name."""
     [name] = program.graph_signature.user_inputs
@@ -94,7 +113,7 @@ def run_onnx(content: bytes, images: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def check(model: nn.Module, program: ExportedProgram, content: bytes, *, format: str) -> float:
-    """Largest relative difference of an exported file from the model, at two shapes of a batch.
+    """Largest relative difference of an exported file from the model, for two batches of sizes that are possible.
 
     Args:
         model: The model that was traced.
@@ -102,7 +121,12 @@ def check(model: nn.Module, program: ExportedProgram, content: bytes, *, format:
         content: The file's content.
         format: ``'torch'`` or ``'onnx'``.
     """
-    height, width = [size if isinstance(size, int) else None for size in input_shape(program)[2:]]
+    [[traced], _] = program.example_inputs
+    _, _, height, width = traced.shape
+    larger = [
+        size if isinstance(axis, int) else size + 64
+        for size, axis in zip((height, width), input_shape(program)[2:], strict=True)
+    ]
     raw, run = RawOutputs(model).eval(), {'torch': run_torch, 'onnx': run_onnx}[format]
-    batches = [torch.randn(n, 3, height or h, width or w) for n, h, w in ((1, 128, 192), (3, 192, 256))]
+    batches = [torch.randn(1, 3, height, width), torch.randn(3, 3, *larger)]
     return max(relative_difference(run(content, images), raw(images)) for images in batches)

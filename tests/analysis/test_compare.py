@@ -5,6 +5,7 @@ Oracle: records written by hand with changes worked out by hand.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import run
+from markdown_it import MarkdownIt
 from mmengine.logging import MMLogger
 from PIL import Image
 
@@ -283,29 +285,145 @@ BAD = {
     'one run': (lambda a, b: [a], 'at least two runs, got 1'),
     'twice': (lambda a, b: [a, a], 'given twice'),
     'no folder': (lambda a, b: [a, b / 'nowhere'], 'there is no folder'),
-    'no cost': (lambda a, b: (b / 'cost.json').unlink() or [a, b], 'holds no cost.json: train with custom_hooks'),
     'no config': (lambda a, b: (b / 'config.py').unlink() or [a, b], 'holds no config'),
     'no Python': (lambda a, b: (b / 'config.py').write_text('model = (') and [a, b], 'never closed'),
     'no model': (
         lambda a, b: (b / 'config.py').write_text("model = dict(type='Nowhere')") and [a, b],
-        r'cannot build .*config.py and apply it to images of \[3, 32, 32\]: Nowhere is not in',
+        r"cannot build .*config.py and apply it to images of \[3, 32, 32\]: unknown type 'Nowhere'",
     ),
     'torn cost': (lambda a, b: (b / 'cost.json').write_text('{"complete":') and [a, b], 'cost.json cannot be read'),
-    'empty cost': (lambda a, b: (b / 'cost.json').write_text('{}') and [a, b], 'holds no step of training'),
-    'list of costs': (lambda a, b: (b / 'cost.json').write_text('[1]') and [a, b], 'cost.json cannot be read'),
-    'no step': (
-        lambda a, b: (b / 'cost.json').write_text(json.dumps(COST | {'input_shape': None})) and [a, b],
-        'holds no step of training',
+    'empty cost': (
+        lambda a, b: (b / 'cost.json').write_text('{}') and [a, b],
+        'is not what training writes, complete, device is not there',
     ),
+    'list of costs': (lambda a, b: (b / 'cost.json').write_text('[1]') and [a, b], 'cost.json cannot be read'),
     'curve without steps': (
         lambda a, b: next(b.glob('*/vis_data/scalars.json')).write_text('{"loss": 1}') and [a, b],
-        'line 1, cannot be read',
+        "line 1: 'step' is a whole number, got null",
     ),
     'torn curve': (
         lambda a, b: next(b.glob('*/vis_data/scalars.json')).write_text('{"step"') and [a, b],
-        'line 1, cannot be read',
+        'line 1 cannot be read',
     ),
 }
+
+
+DEEP = '[' * 100_000 + ']' * 100_000
+CORRUPT_COSTS = {
+    'binary': (b'\x80\x04\x95\xff', 'cannot be read: one JSON object'),
+    'deep': (b'{"a": ' + DEEP.encode() + b'}', 'cannot be read: one JSON object'),
+    'nothing': (b'', 'cannot be read: one JSON object'),
+    'half an emoji': (b'{"device": "\xf0\x9f"}', 'cannot be read: one JSON object'),
+    'shape': (dict(input_shape='3x32x32'), "'input_shape' is channels, height and width"),
+    'shape of two': (dict(input_shape=[32, 32]), "'input_shape' is channels, height and width"),
+    'side too large': (dict(input_shape=[3, 10**12, 32]), "'input_shape' is channels, height and width"),
+    'infinite side': (dict(input_shape=[3, float('inf'), 32]), "'input_shape' is channels, height and width"),
+    'complete': (dict(complete='yes'), '\'complete\' is true or false, got "yes"'),
+    'device': (dict(device=['CPU']), "'device' is text"),
+    'versions': (dict(versions=['2.11.0']), "'versions' is texts by name"),
+    'times': (dict(step_time_s=[0.1]), "'step_time_s' is numbers of at least 0 by name, or null, got"),
+    'NaN': (dict(step_time_s=dict(p50=float('nan'))), "'step_time_s' is numbers of at least 0"),
+    'text': (dict(images_per_s='500'), '\'images_per_s\' is a number of at least 0, or null, got "500"'),
+    'negative': (dict(s_per_epoch=-1), "'s_per_epoch' is a number of at least 0, or null, got -1"),
+    'large': (dict(images_per_s=10**400), "'images_per_s' is a number of at least 0, or null, got a number too large"),
+    'memory': (dict(memory_bytes=dict(peak_resident=True)), "'memory_bytes' is numbers of at least 0"),
+    'processes': (dict(world_size=1.5), "'world_size' is a whole number, got 1.5"),
+}
+
+
+@pytest.mark.parametrize('case', CORRUPT_COSTS)
+def test_a_corrupt_cost_is_one_line_that_says_what_was_expected(pair, case):
+    content, message = CORRUPT_COSTS[case]
+    path = pair[1] / 'cost.json'
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(COST | content).encode())
+    with pytest.raises(ValueError, match='^' + re.escape(str(path))) as error:
+        compare(pair)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+CORRUPT_LINES = {
+    '{"loss": 1, "step": null}': "'step' is a whole number, got null",
+    '{"loss": 1, "step": Infinity}': "'step' is a whole number, got Infinity",
+    '{"loss": 1, "step": NaN}': "'step' is a whole number, got NaN",
+    '{"loss": 1, "step": "1"}': '\'step\' is a whole number, got "1"',
+    '{"loss": 1, "step": [1]}': "'step' is a whole number, got [1]",
+    f'{{"loss": 1, "step": {10**400}}}': "'step' is a whole number, got a number too large",
+    f'{{"loss": {10**400}, "step": 1}}': "'loss' is a number, got a number too large",
+    '{"loss": ' + '9' * 5000 + ', "step": 1}': 'cannot be read: one JSON object',
+    '{"loss": null, "step": 1}': "'loss' is a number, got null",
+    '{"loss": [1], "step": 1}': "'loss' is a number, got [1]",
+    '{"accuracy/top1": {"a": 1}, "step": 1}': "'accuracy/top1' is a number",
+    '{"loss": true, "step": 1}': "'loss' is a number, got true",
+    DEEP: 'cannot be read: one JSON object',
+    '\x00\x01': 'cannot be read: one JSON object',
+    'null': 'cannot be read: one JSON object',
+}
+
+
+@pytest.mark.parametrize('line', CORRUPT_LINES, ids=range(len(CORRUPT_LINES)))
+def test_a_corrupt_curve_is_one_line_that_names_its_own(pair, line):
+    path = next(pair[1].glob('*/vis_data/scalars.json'))
+    path.write_text(json.dumps(train_line(10, 1.0)) + '\n' + line)
+    with pytest.raises(ValueError, match='^' + re.escape(f'{path}, line 2')) as error:
+        compare(pair)
+    assert CORRUPT_LINES[line] in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_records_that_are_no_files_and_configs_of_another_shape(pair):
+    (pair[1] / 'cost.json').unlink()
+    os.mkfifo(pair[1] / 'cost.json')
+    with pytest.raises(ValueError, match=r'cost\.json is no file'):
+        compare(pair)
+    (pair[1] / 'cost.json').unlink()
+    config = pair[1] / 'config.py'
+    config.write_text(config.read_text() + 'default_hooks = [dict(type=1)]\n')
+    with pytest.raises(ValueError, match=r'cannot build .*config\.py'):
+        compare(pair)
+
+
+def test_a_diverged_run_has_no_score(pair):
+    path = next(pair[1].glob('*/vis_data/scalars.json'))
+    path.write_text('{"loss": Infinity, "step": 1}\n{"accuracy/top1": -Infinity, "step": 1}')
+    assert '| Top-1 accuracy (%) | 90.00 | – |' in as_markdown(compare(pair)).splitlines()
+
+
+def test_what_a_run_without_costs_tells_is_compared(pair, tmp_path, run_tool):
+    (pair[1] / 'cost.json').unlink()
+    comparison = compare(pair)
+    lines = as_markdown(comparison).splitlines()
+    # Its model is counted at the other run's size; 124.1 of 138.2 M by the README.
+    assert '| Top-1 accuracy (%) | 90.00 | 91.25 (+1.25) |' in lines
+    assert '| Parameters | 466,256 | 369,488 (-20.8 %) |' in lines
+    assert next(line for line in lines if line.startswith('| FLOPs')).endswith('(-10.2 %) |')
+    assert '| Step time, p50 (ms) | 100.0 | – |' in lines
+    assert comparison.warnings == ('RepL has no cost.json, its time and memory are unknown',)
+    # One that was killed before its first step.
+    (pair[1] / 'cost.json').write_text(json.dumps(COST | dict(input_shape=None, images_per_step=None, complete=False)))
+    assert '| Parameters | 466,256 | 369,488 (-20.8 %) |' in as_markdown(compare(pair)).splitlines()
+    (pair[1] / 'cost.json').unlink()
+    (pair[0] / 'cost.json').unlink()
+    labels = [row.label for row in compare(pair).rows]
+    assert labels == ['Top-1 accuracy (%)', 'Parameters', 'Trainable parameters']
+    assert run_tool(*pair, '--out', tmp_path / 'out').code == 0
+
+
+def test_names_and_records_act_on_no_terminal_and_no_page(tmp_path, run_tool):
+    names = ('a\n# b|c<script>', '_x\x1b[2J$y_$\udcff')
+    runs = [write_run(tmp_path / name, device='# A\n<b>[red]\x1b]0;t\x07') for name in names]
+    done = run_tool(*runs, '--out', tmp_path / 'out')
+    assert done.code == 0, done.err
+    assert 'a # b|c<script>' in done.out
+    assert '_x\\x1b[2J$y_$\\udcff' in done.out
+    assert '# A <b>[red]\\x1b]0;t\\x07, torch' in done.out
+    assert not {'\x1b', '\x07'} & set(done.out)
+    markdown = (tmp_path / 'out' / 'comparison.md').read_text()
+    assert markdown.splitlines()[0] == '|  | a # b\\|c\\<script> | \\_x\\\\x1b\\[2J$y\\_$\\\\udcff |'
+    tokens = MarkdownIt('commonmark').enable('table').parse(markdown)
+    assert {token.type for token in tokens} & {'heading_open', 'html_block'} == set()
+    inline = [child.type for token in tokens for child in token.children or ()]
+    assert 'html_inline' not in inline
 
 
 @pytest.mark.parametrize('case', BAD)
@@ -316,7 +434,7 @@ def test_bad_input_is_one_sentence(pair, case):
 
 
 def test_tool_ends_with_a_one_line_message_and_writes_nothing(pair, tmp_path, run_tool):
-    (pair[1] / 'cost.json').unlink()
+    (pair[1] / 'config.py').unlink()
     code, _, stderr = run_tool(*pair, '--out', tmp_path / 'out')
     assert code == 2
     assert stderr.strip().startswith('error: ')

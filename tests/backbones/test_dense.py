@@ -403,6 +403,23 @@ def test_a_grid_has_a_row_per_image_and_a_column_per_run(scenes, tmp_path, monke
         assert np.array_equal(image, np.array(Image.open(images[at])))
         assert np.array_equal(truth, right)
         assert not np.array_equal(truth, wrong)
+    # No line between the first picture and the last is white but for the gaps between rows.
+    grid = np.array(Image.open(tmp_path / 'grid.png').convert('L'))
+    white = (grid > 250).all(axis=1)
+    first, last = np.flatnonzero((grid < 250).mean(axis=1) > 0.8)[[0, -1]]
+    assert white[first:last].sum() <= 2 * 16
+    columns = (grid[first:last] > 250).all(axis=0)
+    assert columns.sum() <= 5 * 16
+
+
+class Touch:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize(
@@ -412,13 +429,17 @@ def test_a_grid_has_a_row_per_image_and_a_column_per_run(scenes, tmp_path, monke
         ('retinanet_r34_fpn_digits.py', 'last_checkpoint', 'holds no last_checkpoint'),
         ('retinanet_r34_fpn_digits.py', 'config.py', 'holds no config'),
         ('retinanet_r34_fpn_digits.py', 'epoch_1.pth', 'epoch_1.pth'),
+        ('retinanet_r34_fpn_digits.py', 'code', 'epoch_1.pth'),
     ],
 )
 def test_runs_that_cannot_be_shown(name, change, message, scenes, tmp_path, capsys):
     folder = finished(demo(scenes, tmp_path, name), tmp_path / 'run')
-    if change:
+    if change == 'code':
+        torch.save(dict(state_dict=Touch(tmp_path / 'touched')), folder / 'epoch_1.pth')
+    elif change:
         (folder / change).unlink()
     with pytest.raises(SystemExit, match='2'):
         run('show_predictions.py', folder, '--out', tmp_path / 'grid.png')
     assert message in capsys.readouterr().err
     assert not (tmp_path / 'grid.png').exists()
+    assert not (tmp_path / 'touched').exists()

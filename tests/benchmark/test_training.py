@@ -5,6 +5,7 @@ Oracles: sizes counted by hand and by the cost model; NumPy on given times; the 
 
 import csv
 import io
+import itertools
 import re
 import resource
 from dataclasses import replace
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import run
+from matplotlib.text import Text
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from repl_mm.analysis.cost import count_cost
 from repl_mm.analysis.tables import as_csv
 from repl_mm.benchmark import training
-from repl_mm.benchmark.report import as_markdown, as_png
+from repl_mm.benchmark.report import as_markdown, as_png, plot, spread_out
 from repl_mm.benchmark.step import TrainingStep, checkpoint_activations
 from repl_mm.benchmark.training import (
     MIB,
@@ -266,6 +268,27 @@ def test_published_savings_name_a_recipe_or_the_bound(figures, expected):
         rows.append(MeasuredStep(variant=variant, time=time, memory=memory, **own))
     assert f'| resnet32 | fp32 | 4 | 0.785, 0.796 | {expected} |' in as_markdown(rows, conditions='here')
     assert 'Published' not in as_markdown([replace(row, published_time=None) for row in rows], conditions='here')
+
+
+def test_no_label_of_a_picture_lies_over_another():
+    """Thirteen variants and the published one at nearly one place; two panels beside one another."""
+    own = dict(backend='fp32', batch=4, size='32 x 32', published_time=0.9, published_memory=0.9)
+    rows = [
+        MeasuredStep(model=model, variant=f'RepL, variant {at}', time=0.9 + at / 1e3, memory=0.9, **own)
+        for model in ('resnet32', 'resnet34') for at in range(13)
+    ]  # fmt: skip
+    figure = plot([replace(row, time_quartiles=(0.8, 1.1)) for row in rows], conditions='here')
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for axes in figure.axes for text in axes.texts]
+    assert len(boxes) == 2 * 14
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_heights_are_spread_as_little_as_needed():
+    assert spread_out([0.1, 0.5, 0.9], gap=0.1) == [0.1, 0.5, 0.9]
+    assert spread_out([0.5, 0.5, 0.95], gap=0.1) == pytest.approx([0.5, 0.6, 0.95])
+    assert spread_out([1, 1, 1], gap=0.1) == pytest.approx([0.8, 0.9, 1])
+    assert spread_out([0.5] * 5, gap=0.5) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
 
 
 def test_csv_has_all_figures():

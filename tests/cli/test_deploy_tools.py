@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from cli_helpers import CLASSIFIER, run
@@ -150,6 +151,50 @@ def test_a_backbone_is_exported_alone(prepare):
     backbone = prepare(randomise(ReplResNet(34, repl=dict(policy='interval', every=2), **options)).eval())
     program = trace(backbone, (128, 160))
     assert check(backbone, program, as_onnx(program, model=backbone), format='onnx') <= 1e-5
+
+
+PYRAMID = """
+_base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
+default_scope = 'mmdet'
+model = dict(
+    backbone=dict(
+        _delete_=True, type='repl_mm.ReplResNet', depth=34, base_channels=8, stem_channels=8,
+        repl=dict(policy='interval', every=4),
+    ),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=8),
+    bbox_head=dict(num_classes=1, in_channels=8, feat_channels=8, stacked_convs=1),
+)
+test_dataloader = dict(dataset=dict(type='CocoDataset', ann_file='nowhere.json', pipeline=[]))
+"""
+
+
+def test_a_graph_with_a_coarse_level_takes_other_sizes(tmp_path):
+    """RetinaNet's coarsest level has stride 128; traced where it is one pixel high, the whole graph is fixed."""
+    (tmp_path / 'pyramid.py').write_text(PYRAMID)
+    model = build(Config.fromfile(tmp_path / 'pyramid.py'))
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'pyramid.pth')
+    arguments = ('deploy', tmp_path / 'pyramid.py', tmp_path / 'pyramid.pth')
+    done = run(*arguments, tmp_path / 'free', '--format', 'onnx')
+    assert done.code == 0, done.err
+    assert 'onnx: images batch x 3 x height x width' in done.out
+    assert 'FIXED' not in done.out
+    session = onnxruntime.InferenceSession(tmp_path / 'free' / 'pyramid_deployed.onnx')
+    images = torch.randn(3, 3, 320, 416)
+    given = [torch.from_numpy(output) for output in session.run(None, {'images': images.numpy()})]
+    with torch.no_grad():
+        assert relative_difference(given, RawOutputs(model).eval()(images)) <= 1e-5
+
+    done = run(*arguments, tmp_path / 'fixed', '--format', 'torch', '--size', 128, 192)
+    assert done.code == 0, done.err
+    fixed = [line for line in done.out.splitlines() if line.startswith('FIXED')]
+    assert [line.split(';')[0] for line in fixed] == [
+        'FIXED: the exports take images of height 128 alone',
+        'FIXED: the exports take images of width 192 alone',
+    ]
+    assert run(*arguments, tmp_path / 'bad', '--size', 128, 192).err.startswith(
+        'error: --size is the size of an export'
+    )
+    assert run(*arguments, tmp_path / 'bad', '--format', 'onnx', '--size', 0, 192).code == 2
 
 
 def test_check_sees_another_network():

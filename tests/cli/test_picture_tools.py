@@ -189,6 +189,35 @@ def test_boxes_are_drawn_where_they_are_predicted(write, seed_checkpoint, scenes
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['1_leftImg8bit.png']
 
 
+def test_pictures_of_a_test_show_boxes_above_the_threshold(
+    write, seed_checkpoint, scenes, texts, tmp_path, monkeypatch
+):
+    """On the right, beside the ground truth."""
+
+    def predict(self, inputs, samples, rescale=True):
+        for sample in samples:
+            boxes, scores = torch.tensor([BOX, (40.0, 5.0, 60.0, 35.0)]), torch.tensor([0.9, 0.2])
+            sample.pred_instances = InstanceData(bboxes=boxes, scores=scores, labels=torch.tensor([0, 0]))
+        return samples
+
+    monkeypatch.setattr(SingleStageDetector, 'predict', predict)
+    evaluator = f"test_evaluator = dict(type='CocoMetric', ann_file='{scenes}/boxes.json')\ntest_cfg = dict()\n"
+    evaluator += 'train_dataloader = val_dataloader = None\n'
+    config = write(DETECTOR + evaluator)
+    loader = 'test_dataloader.sampler.type=DefaultSampler', 'test_dataloader.sampler.shuffle=False'
+    arguments = config, seed_checkpoint(config), '--work-dir', tmp_path, '--show-dir', tmp_path / 'out'
+    for threshold, boxes in (((), 1), (('--show-score-thr', '0.1'), 2)):
+        texts.clear()
+        done = run('test', *arguments, *threshold, '--cfg-options', *loader)
+        assert done.code == 0, done.err
+        assert texts == 3 * ['person', *['person: 90.0', 'person: 20.0'][:boxes]]
+        picture, width = read(tmp_path / 'out' / '1_leftImg8bit.png'), WIDTH * FACTOR
+        image = enlarged(read(scenes / IMAGES / '1_leftImg8bit.png'))
+        left, right = changed_area(picture[:, :width], image), changed_area(picture[:, width:], image)
+        np.testing.assert_allclose(left, np.array(BOX) * FACTOR, atol=LINE)
+        np.testing.assert_allclose(right[0], BOX[0] * FACTOR, atol=LINE)
+
+
 def test_a_predicted_map_is_blended_with_its_image(write, seed_checkpoint, scenes, tmp_path, monkeypatch):
     def predict(self, inputs, samples):
         assert not self.training
@@ -272,6 +301,19 @@ def test_a_bad_image_is_named_and_the_others_go_on(seven, tmp_path):
     assert len(errors) == 2
     # Two images of one name get a picture each.
     assert sorted(path.name for path in out.iterdir()) == ['a.png', 'b.jpg.png', 'b.png.png']
+
+
+def test_images_in_folders_of_classes_are_found(seven, tmp_path):
+    """As data sets of classes lie; a second call takes no pictures of the first for images."""
+    root, out = tmp_path / 'images', tmp_path / 'images' / 'out'
+    for name in ('cat/1.png', 'dog/1.png', 'dog/a/1.jpg', 'dog/a/1.png'):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8)).save(root / name)
+    for _ in range(2):
+        code, said, _ = run('image_demo', CLASSIFIER, seven, root, '--out-dir', out)
+        assert (code, said.splitlines()[-1]) == (0, f'Wrote 4 picture(s) to {out}')
+        pictures = sorted(str(path.relative_to(out)) for path in out.rglob('*.*'))
+        assert pictures == ['cat/1.png', 'dog/1.png', 'dog/a/1.jpg.png', 'dog/a/1.png.png']
 
 
 def test_other_files_are_skipped_with_a_word(seven, tmp_path, monkeypatch):

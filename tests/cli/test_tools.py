@@ -143,7 +143,9 @@ def test_test_repeats_the_last_validation(trained, write, tmp_path):
     predictions = pickle.loads(out.read_bytes())
     scores = np.stack([prediction['pred_score'].numpy() for prediction in predictions])
     assert metrics['accuracy/top1'] == pytest.approx(100 * np.mean(scores.argmax(1) == labels[held_out[:25]]))
-    assert sorted(p.name for p in pictures.iterdir()) == sorted(f'{i}_0.png' for i in range(25))
+    assert sorted(p.name for p in pictures.iterdir()) == [f'{i:02}.png' for i in range(25)]
+    with Image.open(pictures / '00.png') as picture:
+        assert picture.size == (2 * 480, 480)  # 8 pixels, enlarged; the ground truth and the prediction
 
 
 @pytest.fixture(scope='module')
@@ -163,21 +165,22 @@ def scenes(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(
-    ('text', 'pictures'), [(DETECTOR, '{i}.png'), (SEGMENTER, 'vis_data/vis_image/test_{i}.png_{n}.png')]
-)
-def test_predictions_and_pictures_of_detection_and_segmentation(text, pictures, scenes, write, tmp_path):
+@pytest.mark.parametrize('text', [DETECTOR, SEGMENTER])
+def test_predictions_and_pictures_of_detection_and_segmentation(text, scenes, write, tmp_path):
     config = write(text.replace('{data}', str(scenes)))
     parsed = Config.fromfile(config)
     with MODELS.switch_scope_and_registry(parsed.default_scope) as registry:
         torch.save(registry.build(parsed.model).state_dict(), tmp_path / 'weights.pth')
     out, shown = tmp_path / 'out.pkl', tmp_path / 'shown'
     arguments = config, tmp_path / 'weights.pth', '--work-dir', tmp_path
-    assert run('test', *arguments, '--out', out, '--show-dir', shown)[0] == 0
+    assert run('test', *arguments, '--out', out, '--show-dir', shown, '--show-score-thr', 0.5)[0] == 0
     predictions = pickle.loads(out.read_bytes())
     assert [Path(prediction['img_path']).name for prediction in predictions] == ['0.png', '1.png', '2.png']
     assert all('seg_logits' not in prediction for prediction in predictions)
-    assert all((shown / pictures.format(i=i, n=i + 1)).exists() for i in range(3))
+    assert sorted(path.name for path in shown.iterdir()) == ['0.png', '1.png', '2.png']
+    with Image.open(shown / '0.png') as picture:
+        # 64 pixels, eight times as large; the detector's pipeline loads no ground truth to show beside.
+        assert picture.size == (512 if text is DETECTOR else 2 * 512, 512)
     code, _, stderr = run('test', *arguments, '--tta')
     assert (code, 'tta_model' in stderr) == ((2, True) if text is DETECTOR else (0, False))
     code, _, stderr = run('test', *arguments, '--amp')

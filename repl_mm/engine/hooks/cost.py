@@ -5,6 +5,7 @@ The borders between the kinds of work are the runner's own calls of its hooks: w
 """
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ import torch
 from mmengine.device import is_cuda_available
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
+from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
 
 import repl_mm
@@ -41,16 +43,14 @@ _NOTHING = dict(
 )  # fmt: skip
 
 
-def _images(batch: Any) -> Any:
-    """The images of a batch as the data loader gives it: a tensor (N, C, H, W) or a sequence of N tensors."""
+def _images(batch: Any) -> Sequence[Any] | None:
+    """The images of a batch as the data loader gives it, a tensor (N, C, H, W) or N tensors; None for other batches."""
     if isinstance(batch, Mapping) and 'inputs' in batch:
-        return batch['inputs']
-    if isinstance(batch, list | tuple):
-        return batch[0]
-    raise ValueError(
-        f'CostHook cannot tell the number of images in a batch of type {type(batch).__name__}. Let the data loader '
-        "give a dictionary with the images under 'inputs', as mmengine's do, or a tuple that begins with them."
-    )
+        images = batch['inputs']
+        if isinstance(images, Mapping):  # of the branches of semi-supervised training
+            return [image for branch in images.values() for image in branch]
+        return images
+    return batch[0] if isinstance(batch, list | tuple) else None
 
 
 def _statistics(seconds: Sequence[float]) -> dict[str, float]:
@@ -67,9 +67,9 @@ def _speed(figures: Mapping[str, Any], dataset: Any) -> dict[str, Any]:
     return {
         'step_time_s': _statistics(step),
         'data_time_s': _statistics(data),
-        'images_per_s': rate,
+        'images_per_s': rate or None,
         # A stream of images has no length, so no epochs.
-        's_per_epoch': len(dataset) / rate if hasattr(dataset, '__len__') else None,
+        's_per_epoch': len(dataset) / rate if rate and hasattr(dataset, '__len__') else None,
     }
 
 
@@ -99,7 +99,7 @@ class CostHook(Hook):
             the statistics are null.
 
     Raises:
-        ValueError: An interval below 1 or a negative warm-up; a batch without recognisable images.
+        ValueError: An interval below 1 or a negative warm-up.
     """
 
     def __init__(self, *, interval: int = 50, warmup: int = 10) -> None:
@@ -204,8 +204,15 @@ class CostHook(Hook):
         self._meter.collect(self._watch.take('step'))
         self._data_seconds.append(self._watch.take('data'))
         images = _images(batch)
-        self._images.append(len(images))
-        self._input_shape = self._input_shape or list(images[0].shape)
+        if images is None and not self._images:
+            print_log(
+                'CostHook cannot tell the number of images in the batches, and counts time and memory alone. Let the '
+                "data loader give a dictionary with the images under 'inputs', or a tuple that begins with them.",
+                logger='current', level=logging.WARNING,
+            )  # fmt: skip
+        self._images.append(0 if images is None else len(images))
+        if self._input_shape is None and images is not None:
+            self._input_shape = list(images[0].shape)
 
     def _show(self, runner: Runner) -> None:
         """Add the means since the last time to the curves."""
@@ -244,7 +251,7 @@ class CostHook(Hook):
             'resumed_at': [*before['resumed_at'], *([self._begin] if resumed and steps else [])],
             'steps': before['steps'] + steps,
             'input_shape': self._input_shape,
-            'images_per_step': self._images[0] * get_world_size() if steps else before['images_per_step'],
+            'images_per_step': self._images[0] * get_world_size() or None if steps else before['images_per_step'],
             'step_s': torch.cat([before['step_s'], torch.tensor(self._meter.seconds[own], dtype=torch.float64)]),
             'data_s': torch.cat([before['data_s'], torch.tensor(self._data_seconds[own], dtype=torch.float64)]),
             'images': before['images'] + sum(self._images[own]),
