@@ -230,6 +230,11 @@ def _check_block(block: nn.Module, name: str, theirs: Mapping[str, Tensor]) -> N
     replaced = isinstance(block, ComputingLayer)
     missing = sorted(set(own) - set(theirs) - {key for key in own if key.endswith('num_batches_tracked')})
     kind = _kind_of(theirs)
+    if replaced and (strange := sorted((coefficient_names() & set(theirs)) - set(own))):
+        raise ValueError(
+            f'the checkpoint has another computing layer at {name}: this one has no coefficient {", ".join(strange)}. '
+            'Give the options of the run that wrote the checkpoint'
+        )
     # A checkpoint that was trained end to end has a whole block where this network has a site.
     if missing and not (replaced and kind == 'another block'):
         advice = 'Give the same sites as in the run that wrote the checkpoint'

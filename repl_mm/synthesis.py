@@ -5,12 +5,16 @@ Shapes:
     H, d   attention heads, and columns of one head: D = H d
     W      (C, ...) convolution kernel, or (C, D) linear weight
 
-Every source is read through a stop-gradient (Eq. 30): only the coefficients receive gradients. ``prev`` and
-``next`` are the weights of the left and of the right neighbour, of one shape.
+Every source is read through a stop-gradient (Eq. 30): only the coefficients receive gradients. ``stop_gradient=False``
+switches that off, for the ablation. ``prev`` and ``next`` are the weights of the left and of the right neighbour, of
+one shape; where one of them and its coefficient are None, the other is the only source. One coefficient for both is
+given twice.
 
 A GPU that waits for launches takes as long as its operators are many, so mixing is an autograd function of few
 operators. It keeps for the backward pass the sources alone, which exist anyway, and can be differentiated once.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -41,56 +45,66 @@ def _root(like: Tensor) -> Tensor:
     return _ROOTS[kind]
 
 
-def _row_norms(prev: Tensor, next: Tensor) -> Tensor:
-    """:func:`row_norm` of two weights, shape (C, 2), in fewer operators."""
-    prev, next = prev.flatten(1), next.flatten(1)
-    root = _root(prev).expand(prev.size(0), 1)
-    both = torch.cat((prev, root, next, root), dim=1)
-    return torch.linalg.vector_norm(both.view(prev.size(0), 2, -1), dim=2)
+def _row_norms(*weights: Tensor) -> Tensor:
+    """:func:`row_norm` of n weights, shape (C, n), in fewer operators."""
+    rows = [weight.flatten(1) for weight in weights]
+    root = _root(rows[0]).expand(rows[0].size(0), 1)
+    joined = torch.cat([column for row in rows for column in (row, root)], dim=1)
+    return torch.linalg.vector_norm(joined.view(root.size(0), len(rows), -1), dim=2)
 
 
 class _MixRows(torch.autograd.Function):
-    """``alpha prev / |prev| + beta next / |next|`` of weights as (C, H, d).
+    """The sum of ``alpha W / |W|`` over n weights as (C, H, d); their n coefficients come first.
 
     ``shape`` is that of the coefficients beside a weight: (C, 1) for one per row, (1, H) for one per head.
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor, shape: tuple[int, int]
-    ) -> Tensor:
-        norms = _row_norms(prev, next)
-        scales = torch.stack((alpha, beta), dim=-1).view(*shape, 2) / norms.unsqueeze(1)  # (C, H, 2)
-        a, b = scales.unsqueeze(2).unbind(-1)
-        ctx.save_for_backward(prev, next, norms)
+    def forward(ctx: FunctionCtx, shape: tuple[int, int], *terms: Tensor) -> Tensor:
+        number = len(terms) // 2
+        sources = terms[number:]
+        norms = _row_norms(*sources)
+        scales = torch.stack(terms[:number], dim=-1).view(*shape, number) / norms.unsqueeze(1)  # (C, H, n)
+        ctx.save_for_backward(*sources, norms)
         ctx.shape = shape
-        blocks = (prev.size(0), shape[1], -1)
-        return torch.mul(prev.reshape(blocks), a).addcmul_(next.reshape(blocks), b).view(prev.shape)
+        blocks = (norms.size(0), shape[1], -1)
+        first, *others = zip(sources, scales.unsqueeze(2).unbind(-1), strict=True)
+        weight = torch.mul(first[0].reshape(blocks), first[1])
+        for source, scale in others:
+            weight.addcmul_(source.reshape(blocks), scale)
+        return weight.view(sources[0].shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        prev, next, norms = ctx.saved_tensors
-        blocks = (2, prev.size(0), ctx.shape[1], -1)
-        products = torch.stack((prev, next)).view(blocks).mul_(grad.reshape(blocks[1:])).sum(-1)  # (2, C, H)
-        grads = (products / norms.t().unsqueeze(-1)).sum_to_size(2, *ctx.shape)
-        return grads[0].flatten(), None, grads[1].flatten(), None, None
+        *sources, norms = ctx.saved_tensors
+        number = len(sources)
+        blocks = (number, norms.size(0), ctx.shape[1], -1)
+        products = torch.stack(sources).view(blocks).mul_(grad.reshape(blocks[1:])).sum(-1)  # (n, C, H)
+        grads = (products / norms.t().unsqueeze(-1)).sum_to_size(number, *ctx.shape)
+        return None, *grads.view(number, -1).unbind(), *[None] * number
 
 
-def _mix_rows(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor, shape: tuple[int, int]) -> Tensor:
-    prev, next = prev.detach(), next.detach()
-    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-        return _MixRows.apply(alpha, prev, beta, next, shape)
+Coefficient = Source = Tensor | None  # None for a neighbour that is left out
+
+
+def _mix_rows(
+    alpha: Coefficient, prev: Source, beta: Coefficient, next: Source, shape: tuple[int, int], stop_gradient: bool
+) -> Tensor:
+    terms = [(alpha, prev), (beta, next)]
+    terms = [(c, w.detach() if stop_gradient else w) for c, w in terms if c is not None and w is not None]
+    if stop_gradient and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        coefficients, sources = zip(*terms, strict=True)
+        return _MixRows.apply(shape, *coefficients, *sources)
     # Compilers and exporters fuse for themselves.
-    blocks = (prev.size(0), shape[1], -1)
-    a, b = (
-        (coefficients.view(shape) / row_norm(source)).unsqueeze(2)
-        for coefficients, source in ((alpha, prev), (beta, next))
-    )
-    return (a * prev.reshape(blocks) + b * next.reshape(blocks)).view(prev.shape)
+    blocks = (terms[0][1].size(0), shape[1], -1)
+    scaled = [(c.view(shape) / row_norm(w)).unsqueeze(2) * w.reshape(blocks) for c, w in terms]
+    return sum(scaled[1:], scaled[0]).view(terms[0][1].shape)
 
 
-def mix_channels(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
+def mix_channels(
+    alpha: Coefficient, prev: Source, beta: Coefficient, next: Source, *, stop_gradient: bool = True
+) -> Tensor:
     """Mix row-normalised weights channel by channel (Eq. 10, 14).
 
     Args:
@@ -98,18 +112,23 @@ def mix_channels(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Ten
         prev: Weight of the left neighbour, shape (C, ...).
         beta: Coefficients of ``next``, shape (C,).
         next: Weight of the right neighbour, shape (C, ...).
+        stop_gradient: Whether the weights get no gradients.
 
     Returns:
         ``alpha[c] prev[c] / |prev[c]| + beta[c] next[c] / |next[c]|``, shape (C, ...).
     """
-    if not prev.is_contiguous() and prev.is_contiguous(memory_format=torch.channels_last):
+    one = next if prev is None else prev
+    shape = (one.size(0), 1)
+    if not one.is_contiguous() and one.is_contiguous(memory_format=torch.channels_last):
         # As rows of contiguous numbers nothing is copied, and the mix has the format of the sources.
-        prev, next = (source.permute(0, 2, 3, 1) for source in (prev, next))
-        return _mix_rows(alpha, prev, beta, next, (alpha.numel(), 1)).permute(0, 3, 1, 2)
-    return _mix_rows(alpha, prev, beta, next, (alpha.numel(), 1))
+        prev, next = (None if source is None else source.permute(0, 2, 3, 1) for source in (prev, next))
+        return _mix_rows(alpha, prev, beta, next, shape, stop_gradient).permute(0, 3, 1, 2)
+    return _mix_rows(alpha, prev, beta, next, shape, stop_gradient)
 
 
-def mix_heads(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor:
+def mix_heads(
+    alpha: Coefficient, prev: Source, beta: Coefficient, next: Source, *, stop_gradient: bool = True
+) -> Tensor:
     """Mix row-normalised linear weights, one coefficient per block of columns that a head owns (Eq. 22-23).
 
     Args:
@@ -117,50 +136,75 @@ def mix_heads(alpha: Tensor, prev: Tensor, beta: Tensor, next: Tensor) -> Tensor
         prev: Projection weight of the left neighbour, shape (C, H d).
         beta: Coefficients of ``next``, shape (H,).
         next: Projection weight of the right neighbour, shape (C, H d).
+        stop_gradient: Whether the weights get no gradients.
 
     Returns:
         The mixed weight, shape (C, H d).
     """
-    return _mix_rows(alpha, prev, beta, next, (1, alpha.numel()))
+    heads = (beta if alpha is None else alpha).numel()
+    return _mix_rows(alpha, prev, beta, next, (1, heads), stop_gradient)
 
 
 class _Mix(torch.autograd.Function):
-    """``alpha prev + beta next`` of several pairs of tensors; those of ``prev`` come first."""
+    """The sum of ``alpha W`` over n sources of several tensors each; their n coefficients come first."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, alpha: Tensor, beta: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*sources)
-        half = len(sources) // 2
-        return tuple(
-            torch.mul(prev, alpha).addcmul_(next, beta)
-            for prev, next in zip(sources[:half], sources[half:], strict=True)
-        )
+    def forward(ctx: FunctionCtx, number: int, *terms: Tensor) -> tuple[Tensor, ...]:
+        coefficients, tensors = terms[:number], terms[number:]
+        ctx.save_for_backward(*tensors)
+        ctx.number = number
+        each = len(tensors) // number
+        mixed = tuple(torch.mul(tensor, coefficients[0]) for tensor in tensors[:each])
+        for place, coefficient in enumerate(coefficients[1:], start=1):
+            for out, tensor in zip(mixed, tensors[each * place :], strict=False):
+                out.addcmul_(tensor, coefficient)
+        return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        sources = ctx.saved_tensors
-        flat = torch.cat([source.flatten() for source in sources]).view(2, -1)
+        tensors = ctx.saved_tensors
+        flat = torch.cat([tensor.flatten() for tensor in tensors]).view(ctx.number, -1)
         products = flat.mul_(torch.cat([grad.flatten() for grad in grads])).sum(1, keepdim=True)
-        return (*products, *[None] * len(sources))
+        return None, *products, *[None] * len(tensors)
 
 
-def mix(alpha: Tensor, prev: tuple[Tensor, ...], beta: Tensor, next: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def mix(
+    alpha: Coefficient,
+    prev: Sequence[Tensor] | None,
+    beta: Coefficient,
+    next: Sequence[Tensor] | None,
+    *,
+    stop_gradient: bool = True,
+) -> tuple[Tensor, ...]:
     """``alpha prev + beta next`` of each pair for scalars of shape (1,), the sources as they are (Eq. 20)."""
-    prev, next = ([source.detach() for source in sources] for sources in (prev, next))
-    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-        return _Mix.apply(alpha, beta, *prev, *next)
-    return tuple(alpha * p + beta * n for p, n in zip(prev, next, strict=True))
+    terms = [(alpha, prev), (beta, next)]
+    terms = [
+        (c, [w.detach() if stop_gradient else w for w in weights])
+        for c, weights in terms
+        if c is not None and weights is not None
+    ]
+    if stop_gradient and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        coefficients, sources = zip(*terms, strict=True)
+        return _Mix.apply(len(terms), *coefficients, *(w for weights in sources for w in weights))
+    scaled = [[c * w for w in weights] for c, weights in terms]
+    return tuple(sum(group[1:], group[0]) for group in zip(*scaled, strict=True))
 
 
-@torch.no_grad()
-def average(prev: Tensor, next: Tensor) -> Tensor:
-    """Mean of two tensors, without coefficients and without gradients (Eq. 23, 26)."""
-    return torch.lerp(prev, next, 0.5)
+def _gradients_unless(stop_gradient: bool) -> torch.set_grad_enabled:
+    return torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient)
 
 
-@torch.no_grad()
-def average_normalised(prev: Tensor, next: Tensor) -> Tensor:
-    """Mean of two row-normalised linear weights, without coefficients and without gradients (Eq. 25)."""
-    left, right = _row_norms(prev.detach(), next.detach()).mul_(2).unsqueeze(-1).unbind(1)  # (C, 1)
-    return torch.div(prev, left).addcdiv_(next, right)
+def average(*sources: Tensor, stop_gradient: bool = True) -> Tensor:
+    """Mean of one or two tensors, without coefficients and, by default, without gradients (Eq. 23, 26)."""
+    with _gradients_unless(stop_gradient):
+        return torch.lerp(*sources, 0.5) if len(sources) == 2 else sources[0].view_as(sources[0])
+
+
+def average_normalised(*sources: Tensor, stop_gradient: bool = True) -> Tensor:
+    """Mean of one or two row-normalised linear weights, otherwise as :func:`average` (Eq. 25)."""
+    with _gradients_unless(stop_gradient):
+        if not stop_gradient or len(sources) == 1:
+            return sum(source / row_norm(source) for source in sources) / len(sources)
+        left, right = _row_norms(*(source.detach() for source in sources)).mul_(2).unsqueeze(-1).unbind(1)  # (C, 1)
+        return torch.div(sources[0], left).addcdiv_(sources[1], right)

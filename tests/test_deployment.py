@@ -43,6 +43,16 @@ BACKBONES = {
     'headwise, MLP': lambda **kw: ReplViT(
         **VIT, repl=dict(policy='interval', every=2, form='headwise', mlp_fusion=True), **kw
     ),
+    'BasicBlock, left': lambda **kw: ReplResNetCIFAR(32, repl=EVERY | dict(neighbours='prev'), **kw),
+    'BasicBlock, one': lambda **kw: ReplResNetCIFAR(32, repl=EVERY | dict(coefficients='one'), **kw),
+    'scalar, right, MLP': lambda **kw: ReplViT(
+        **VIT, repl=dict(policy='interval', every=2, neighbours='next', sources='both'), **kw
+    ),
+    'scalar, MLP alone': lambda **kw: ReplViT(**VIT, repl=dict(policy='interval', every=2, sources='mlp'), **kw),
+    'scalar, no weights': lambda **kw: ReplViT(**VIT, repl=dict(policy='interval', every=2, sources='none'), **kw),
+    'headwise, left, MLP': lambda **kw: ReplViT(
+        **VIT, repl=dict(policy='interval', every=2, form='headwise', neighbours='prev', sources='both'), **kw
+    ),
 }
 WITH_FOLDABLE_NORMS = [name for name in BACKBONES if name not in ('group norm',) and 'scalar' not in name]
 WITH_FOLDABLE_NORMS = [name for name in WITH_FOLDABLE_NORMS if 'headwise' not in name]

@@ -119,7 +119,7 @@ FAMILIES = {
     'Drop',
 }
 OF_BLOCKS = {'conv1', 'conv2', 'conv3', 'norm1', 'norm2', 'attn', 'ffn', 'mlp', 'ln1', 'ln2', 'depth', 'arch'}
-NAMES = {'channelwise', 'scalar', 'headwise', 'mlp_fusion', 'grad_fraction', 'recompute'}
+NAMES = {'channelwise', 'scalar', 'headwise', 'mlp_fusion', 'grad_fraction', 'recompute', 'sources', 'stop_gradient'}
 
 
 def questions(path: Path) -> list[str]:

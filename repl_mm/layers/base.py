@@ -34,9 +34,15 @@ class Option:
     is_structural: bool = False
 
 
-def flag(*, is_structural: bool = False) -> Option:
+def flag(default: bool = False, *, is_structural: bool = False) -> Option:
     """An option that is on or off, and off by default."""
-    return Option(False, 'True or False', lambda value: isinstance(value, bool), is_structural)
+    return Option(default, 'True or False', lambda value: isinstance(value, bool), is_structural)
+
+
+def one_of(*allowed: str) -> Option:
+    """A structural option that is one of several words, the first by default."""
+    words = ', '.join(map(repr, allowed))
+    return Option(allowed[0], f'one of {words}', lambda value: isinstance(value, str) and value in allowed, True)
 
 
 class ComputingLayer(nn.Module):
@@ -57,14 +63,15 @@ class ComputingLayer(nn.Module):
         form: What a config calls it.
         kinds: What the blocks that it can take the place of lend.
         options_of_form: Its options by name.
-        coefficients: Its coefficients by name, with their initial values.
+        coefficients: Its coefficients by name, with their initial values: of a class all that it may have, of a layer
+            those that its options leave.
         variants: Sets of options that the planner may try, the papers' own first.
     """
 
     form: ClassVar[str]
     kinds: ClassVar[tuple[type[Parts], ...]]
     options_of_form: ClassVar[Mapping[str, Option]] = {}
-    coefficients: ClassVar[Mapping[str, float]] = {}
+    coefficients: Mapping[str, float] = {}
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
 
     def __init__(
@@ -107,6 +114,11 @@ class ComputingLayer(nn.Module):
         return isinstance(parts, cls.kinds)
 
     @classmethod
+    def conflict(cls, **given: Any) -> str | None:
+        """The reason why the given options of the form contradict each other, or None."""
+        return None
+
+    @classmethod
     def refusal(cls, removed: Parts, prev: Parts, next: Parts, **options: Any) -> str | None:
         """The reason why a block between two others cannot be replaced, or None where it can."""
         raise NotImplementedError
@@ -135,6 +147,54 @@ class ComputingLayer(nn.Module):
     def static_cost(self, shape: torch.Size) -> Cost:
         """What it costs when it is deployed, were it trained so."""
         raise NotImplementedError
+
+
+class MixingLayer(ComputingLayer):
+    """A computing layer whose coefficients weigh the neighbours' weights, with the papers' variants as options.
+
+    ``neighbours`` are those that are mixed: with ``'prev'`` or ``'next'`` the other one's term is gone, and so is its
+    coefficient (Table VII). With ``coefficients='one'`` both terms share alpha (Table XVI). With
+    ``stop_gradient=False`` the neighbours get gradients through the layer, which Eq. 30 cuts off. None of them changes
+    which positions can be replaced.
+    """
+
+    options_of_form: ClassVar[Mapping[str, Option]] = {
+        'neighbours': one_of('both', 'prev', 'next'),
+        'coefficients': one_of('two', 'one'),
+        'stop_gradient': flag(True),
+    }
+
+    def __init__(self, removed: nn.Module, **kwargs: Any) -> None:
+        super().__init__(removed, **kwargs)
+        names = self._coefficient_names()
+        self.coefficients = {name: value for name, value in type(self).coefficients.items() if name in names}
+
+    @classmethod
+    def conflict(cls, **given: Any) -> str | None:
+        neighbours = given.get('neighbours', 'both')
+        if neighbours != 'both' and given.get('coefficients', 'two') == 'one':
+            return f"neighbours={neighbours!r} has a single coefficient as it is: leave coefficients='one' out"
+        return None
+
+    def _coefficient_names(self) -> tuple[str, ...]:
+        if self.options['coefficients'] == 'one':
+            return ('alpha',)
+        return {'both': ('alpha', 'beta'), 'prev': ('alpha',), 'next': ('beta',)}[self.options['neighbours']]
+
+    def _terms(self, prev: Any, next: Any) -> tuple[Any, Any, Any, Any]:
+        """The coefficients, each before what it multiplies; None for a neighbour that is left out."""
+        if self.options['coefficients'] == 'one':
+            return self.alpha, prev, self.alpha, next
+        alpha, beta = (getattr(self, name, None) for name in ('alpha', 'beta'))
+        return alpha, None if alpha is None else prev, beta, None if beta is None else next
+
+    def _asked(self, prev: Any, next: Any) -> tuple[Any, ...]:
+        """Out of what both neighbours have, that of those that are mixed."""
+        return {'both': (prev, next), 'prev': (prev,), 'next': (next,)}[self.options['neighbours']]
+
+    def _lent(self, parameter: Tensor) -> Tensor:
+        """A neighbour's parameter that is used as it is."""
+        return parameter.detach() if self.options['stop_gradient'] else parameter
 
 
 def shape_refusal(what: str, given: Tensor, needed: Tensor) -> str | None:

@@ -81,6 +81,8 @@ class ReplConfig:
         for name, value in options.items():
             if not of_form[name].check(value):
                 raise ValueError(f'{name!r} is {of_form[name].allowed}, got {value!r}')
+        if reason := next((why for layer in FORMS if layer.form == form and (why := layer.conflict(**options))), None):
+            raise ValueError(reason)
         return cls(policy, {name: given[name] for name in of_policy if name in given}, form, options)
 
     def layer_for(self, parts: Parts) -> type[ComputingLayer]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repl_mm.layers.base import ComputingLayer, Option, flag, shape_refusal
+from repl_mm.layers.base import MixingLayer, Option, flag, shape_refusal
 from repl_mm.layers.cost import Cost, layer_cost, recomputed
 from repl_mm.layers.memory import draw, recompute_between, sampled_conv2d
 from repl_mm.layers.parts import Parts, ResidualParts, as_module, read
@@ -26,7 +26,7 @@ def _is_part(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
-class _ResidualLayer(ComputingLayer):
+class _ResidualLayer(MixingLayer):
     """``y = relu(x + norm(branch(x)))`` with one coefficient per channel of a spatial convolution.
 
     Its norm is that of the removed block's last convolution, made anew. Options: ``recompute`` computes the norm's
@@ -39,9 +39,10 @@ class _ResidualLayer(ComputingLayer):
     options_of_form: ClassVar = {
         'recompute': flag(),
         'grad_fraction': Option(1, 'above 0 and at most 1', _is_part),
+        **MixingLayer.options_of_form,
     }
     # The sources are normalised: a mix of ones keeps the variance of what it replaces.
-    coefficients: ClassVar = {'alpha': 1.0, 'beta': 1.0}
+    coefficients = {'alpha': 1.0, 'beta': 1.0}
     # Recomputing changes no result, sampling makes gradients noisier.
     variants = ({}, dict(recompute=True), dict(grad_fraction=0.25), dict(recompute=True, grad_fraction=0.25))
     convs: ClassVar[int]  # of the blocks that it stands for
@@ -130,7 +131,9 @@ class _ResidualLayer(ComputingLayer):
         return 1 - draw(images, fraction) / images, Cost(activations=8 * (fraction < 1))
 
     def extra_repr(self) -> str:
-        return f'{self.alpha.numel()} channels, ' + ', '.join(f'{k}={v}' for k, v in self.geometry.items())
+        return f'{len(self.parts[0].convs[1].weight)} channels, ' + ', '.join(
+            f'{k}={v}' for k, v in self.geometry.items()
+        )
 
 
 class ComputingBasicBlock(_ResidualLayer):
@@ -145,7 +148,8 @@ class ComputingBasicBlock(_ResidualLayer):
 
     def weight(self) -> Tensor:
         prev, next = self.parts
-        return mix_channels(self.alpha, prev.convs[1].weight, self.beta, next.convs[0].weight)
+        terms = self._terms(prev.convs[1].weight, next.convs[0].weight)
+        return mix_channels(*terms, stop_gradient=self.options['stop_gradient'])
 
     def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
         return self._norm_after(conv, x)
@@ -154,10 +158,10 @@ class ComputingBasicBlock(_ResidualLayer):
         return fold(static_conv(self.weight(), **self.geometry), self.norm)
 
     def cost(self, shape: torch.Size) -> Cost:
-        channels, map_ = shape[1], shape[1:].numel()
+        map_ = shape[1:].numel()
         conv = 2 * shape[2:].numel() * self._kernel
         spared, order = self._sampling(shape[0])
-        own = 2 * channels + sum(p.numel() for p in self.norm.parameters())
+        own = sum(p.numel() for p in self.parameters())
         # The norm keeps its input, ReLU its output.
         cost = layer_cost(own, conv, frozen=spared * conv, kept=2 * map_) + order
         return cost + recomputed(conv, map_) if self.options['recompute'] else cost
@@ -184,12 +188,13 @@ class ComputingBottleneck(_ResidualLayer):
 
     def weight(self) -> Tensor:
         prev, next = self.parts
-        return mix_channels(self.alpha, prev.convs[1].weight, self.beta, next.convs[1].weight)
+        terms = self._terms(prev.convs[1].weight, next.convs[1].weight)
+        return mix_channels(*terms, stop_gradient=self.options['stop_gradient'])
 
     def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
         prev, next = self.parts
-        expand = next.convs[2].weight.detach()
-        z = self.activation(F.conv2d(x, prev.convs[0].weight.detach()))  # (N, B, H, W)
+        expand = self._lent(next.convs[2].weight)
+        z = self.activation(F.conv2d(x, self._lent(prev.convs[0].weight)))  # (N, B, H, W)
         z = self.activation(conv(z))
         return self._norm_after(lambda z: F.conv2d(z, expand), z)
 
@@ -205,17 +210,18 @@ class ComputingBottleneck(_ResidualLayer):
 
     def _sizes(self, shape: torch.Size) -> tuple[int, int, int, int]:
         """Channels B of the middle and numbers of its kernel, operations of a 1x1 and of the middle convolution."""
-        middle, kernel = self.alpha.numel(), self.parts[0].convs[1].weight.numel()
+        kernel = self.parts[0].convs[1].weight
         positions = shape[2:].numel()
+        middle, kernel = len(kernel), kernel.numel()
         return middle, kernel, 2 * positions * shape[1] * middle, 2 * positions * kernel
 
     def cost(self, shape: torch.Size) -> Cost:
         middle, _, thin, spatial = self._sizes(shape)
         channels, positions = shape[1], shape[2:].numel()
         spared, order = self._sampling(shape[0])
-        own = 2 * middle + sum(p.numel() for p in self.norm.parameters())
+        own = sum(p.numel() for p in self.parameters())
         # The borrowed 1x1 convolutions are read through a stop-gradient.
-        frozen = 2 * thin + spared * spatial
+        frozen = 2 * thin * self.options['stop_gradient'] + spared * spatial
         cost = layer_cost(own, 2 * thin + spatial, frozen=frozen, kept=(2 * middle + 2 * channels) * positions) + order
         return cost + recomputed(thin, channels * positions) if self.options['recompute'] else cost
 

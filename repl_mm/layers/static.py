@@ -41,6 +41,17 @@ class Residual(nn.Module):
         return out
 
 
+class StaticAffine(nn.Module):
+    """``weight * x + bias`` with one number of each per channel, the last axis."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        _with_tensors(self, weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, x, self.weight)
+
+
 def static_conv(weight: Tensor, bias: Tensor | None = None, **geometry) -> nn.Conv2d:
     """A convolution with copies of these tensors; ``geometry`` goes to ``nn.Conv2d``."""
     out_channels, in_channels, *kernel_size = weight.shape

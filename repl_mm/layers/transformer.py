@@ -7,34 +7,55 @@ Shapes:
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repl_mm.layers.base import ComputingLayer, flag, shape_refusal
+from repl_mm.layers.base import MixingLayer, Option, flag, shape_refusal
 from repl_mm.layers.cost import Cost, layer_cost, recomputed
 from repl_mm.layers.memory import recompute_between
 from repl_mm.layers.parts import Activation, TransformerParts, as_module, owner_of_forward, read
-from repl_mm.layers.static import Residual, StaticLayer, static_layer_norm, static_linear
+from repl_mm.layers.static import Residual, StaticAffine, StaticLayer, static_layer_norm, static_linear
 from repl_mm.synthesis import average, average_normalised, mix, mix_heads
 
 # timm's chooses between two kernels of the same.
 LAYER_NORMS = ('torch.nn.modules.normalization.LayerNorm', 'timm.layers.norm.LayerNorm')
 
 
-class _TransformerLayer(ComputingLayer):
+def _options(sources: tuple[str, ...]) -> dict[str, Option]:
+    words = ', '.join(map(repr, sources))
+    return {
+        'mlp_fusion': flag(is_structural=True),
+        'recompute': flag(),
+        # None is what ``mlp_fusion`` says.
+        'sources': Option(None, f'one of {words}', lambda value: isinstance(value, str) and value in sources, True),
+        **MixingLayer.options_of_form,
+    }
+
+
+def _sources(options: Mapping[str, Any]) -> str:
+    return options.get('sources') or ('both' if options.get('mlp_fusion') else 'attention')
+
+
+def _spelt(options: Mapping[str, Any]) -> str:
+    """The option that asks for an MLP, as it was given."""
+    return f'sources={options["sources"]!r}' if options.get('sources') else 'mlp_fusion'
+
+
+class _TransformerLayer(MixingLayer):
     """A token-wise residual projection in place of a pre-norm transformer block (Eq. 19-27).
 
-    Options: ``mlp_fusion`` lets an MLP follow whose weights are the mean of the neighbours' normalised ones and which
-    has no parameters of its own (Eq. 25-27); ``recompute`` computes its activation's input twice instead of
-    keeping it for the backward pass.
+    Options: ``sources`` are the weights that are borrowed (Table VI): the ``'attention'`` projection; ``'both'``, which
+    lets an MLP follow whose weights are the mean of the neighbours' normalised ones and which has no parameters of its
+    own (Eq. 25-27); that ``'mlp'`` alone; ``'none'``, see :class:`ScalarTransformerLayer`. ``mlp_fusion=True`` is the
+    older spelling of ``'both'``. ``recompute`` computes the input of the MLP's activation twice instead of keeping it
+    for the backward pass.
     """
 
     kinds = (TransformerParts,)
-    options_of_form: ClassVar = {'mlp_fusion': flag(is_structural=True), 'recompute': flag()}
     # Without an MLP it is another network than the papers' headline rows have.
     variants = (dict(mlp_fusion=True), dict(mlp_fusion=True, recompute=True), {})
     norms_projection: ClassVar[bool]  # whether the projection reads the left neighbour's first norm
@@ -46,24 +67,43 @@ class _TransformerLayer(ComputingLayer):
         self._make_coefficients(parts.proj.weight, self._number(parts))
         self.reset_parameters()
 
-    @staticmethod
-    def _number(parts: TransformerParts) -> int:
+    def _number(self, parts: TransformerParts) -> int:
         """How many coefficients there are for each neighbour."""
         raise NotImplementedError
+
+    @classmethod
+    def conflict(cls, **given: Any) -> str | None:
+        sources, fusion = given.get('sources'), given.get('mlp_fusion')
+        if sources is not None and fusion is not None and fusion != (sources == 'both'):
+            return f"sources={sources!r} and mlp_fusion={fusion} disagree: give 'sources' alone"
+        idle = {'mlp': {'coefficients'}, 'none': {'coefficients', 'neighbours'}}.get(sources, set()) & set(given)
+        if idle:
+            return f'sources={sources!r} has no {" and no ".join(sorted(idle))} to choose: leave that out'
+        return super().conflict(**given)
+
+    @property
+    def sources(self) -> str:
+        """Which weights are borrowed."""
+        return _sources(self.options)
+
+    def _coefficient_names(self) -> tuple[str, ...]:
+        without_projection = {'mlp': (), 'none': ('gamma', 'delta')}
+        return without_projection.get(self.sources, super()._coefficient_names())
 
     @classmethod
     def refusal(
         cls, removed: TransformerParts, prev: TransformerParts, next: TransformerParts, **options: Any
     ) -> str | None:
-        fusion = options.get('mlp_fusion', False)
+        sources = _sources(options)
+        fusion = sources in ('both', 'mlp')
         if removed.proj.in_features != removed.proj.out_features:
             return 'its attention is of another width than its tokens'
         if not all(map(cls.stands_for, (prev, next))):
             return 'its neighbours are blocks of another kind'
         if fusion and any(parts.mlp is None for parts in (removed, prev, next)):
-            return 'mlp_fusion needs MLPs of two linear layers: leave it out'
+            return f'{_spelt(options)} needs MLPs of two linear layers: leave it out'
         if fusion and any(True for _ in _parameters(removed.activation)):
-            return 'mlp_fusion needs an activation without parameters: leave it out'
+            return f'{_spelt(options)} needs an activation without parameters: leave it out'
         norms = [*([prev.norm1] if cls.norms_projection else []), *([prev.norm2] if fusion else [])]
         if odd := {type(norm).__name__ for norm in norms if owner_of_forward(norm) not in LAYER_NORMS}:
             return f'its left neighbour has a norm of type {", ".join(odd)} where nn.LayerNorm is needed'
@@ -79,15 +119,22 @@ class _TransformerLayer(ComputingLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., D) to the same; masks and sizes that a block of its kind is called with have no meaning here."""
+        if self.sources == 'none':
+            return torch.addcmul(self.delta, x, 1 + self.gamma)
         # Not in place: under autocast the branches are in half precision and the tokens are not.
-        x = x + self._projection(x)
-        return x + self._mlp(x) if self.options['mlp_fusion'] else x
+        if self.sources != 'mlp':
+            x = x + self._projection(x)
+        return x + self._mlp(x) if self._has_mlp else x
+
+    @property
+    def _has_mlp(self) -> bool:
+        return self.sources in ('both', 'mlp')
 
     def _projection(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _mlp(self, x: Tensor) -> Tensor:
-        normalise = _frozen_norm(self.parts[0].norm2)
+        normalise = self._borrowed_norm(self.parts[0].norm2)
         (weight1, bias1), (weight2, bias2) = self.mlp_weights()
 
         def hidden(x: Tensor) -> Tensor:
@@ -107,14 +154,30 @@ class _TransformerLayer(ComputingLayer):
         """Weight and bias of both linear layers of the MLP, shapes (F, D), (F,), (D, F), (D,)."""
         prev, next = self.parts
         return [
-            (average_normalised(p.weight, n.weight), _average_bias(p, n))
+            (average_normalised(*self._asked(p.weight, n.weight), stop_gradient=self._stops), self._average_bias(p, n))
             for p, n in zip(prev.mlp, next.mlp, strict=True)
         ]
 
+    @property
+    def _stops(self) -> bool:
+        return self.options['stop_gradient']
+
+    def _average_bias(self, prev: nn.Linear, next: nn.Linear) -> Tensor | None:
+        if prev.bias is None:
+            return None
+        return average(*self._asked(prev.bias, next.bias), stop_gradient=self._stops)
+
+    def _borrowed_norm(self, norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+        """A borrowed layer norm as it is now."""
+        weight, bias = (None if p is None else self._lent(p) for p in (norm.weight, norm.bias))
+        return lambda x: F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
     @torch.no_grad()
     def fuse(self) -> StaticLayer:
-        static = StaticLayer(self._static_projection())
-        if self.options['mlp_fusion']:
+        if self.sources == 'none':
+            return StaticLayer(StaticAffine(1 + self.gamma, self.delta))
+        static = StaticLayer() if self.sources == 'mlp' else StaticLayer(self._static_projection())
+        if self._has_mlp:
             fc1, fc2 = (static_linear(*pair) for pair in self.mlp_weights())
             norm, activation = static_layer_norm(self.parts[0].norm2), copy.deepcopy(self.activation)
             static.append(Residual(nn.Sequential(norm, fc1, activation, fc2)))
@@ -126,7 +189,7 @@ class _TransformerLayer(ComputingLayer):
     def _sizes(self, shape: torch.Size) -> tuple[int, int, int, int]:
         """Tokens of an image, their width, the MLP's hidden width, and parameters of one layer norm."""
         width, prev = shape[-1], self.parts[0]
-        hidden = prev.mlp[0].out_features if self.options['mlp_fusion'] else 0
+        hidden = prev.mlp[0].out_features if self._has_mlp else 0
         return shape[1:-1].numel(), width, hidden, sum(p.numel() for p in prev.norm1.parameters())
 
     def cost(self, shape: torch.Size) -> Cost:
@@ -134,11 +197,13 @@ class _TransformerLayer(ComputingLayer):
         # A projection after a norm keeps the norm's output as well, and its statistics.
         normed = self.norms_projection * tokens * (width + 2)
         own = sum(p.numel() for p in self.parameters())
-        cost = layer_cost(own, 2 * tokens * width**2, kept=tokens * width + normed)
-        if self.options['mlp_fusion']:
+        projects = self.sources not in ('mlp', 'none')
+        cost = layer_cost(own, projects * 2 * tokens * width**2, kept=tokens * width + normed)
+        if self._has_mlp:
             mlp = 4 * tokens * width * hidden
             # All weights are borrowed: no gradients, and no inputs kept but those of the norm and of the activation.
-            cost += layer_cost(0, mlp, frozen=mlp, kept=tokens * (width + hidden + 2))
+            kept = tokens * (projects * width + hidden + 2) + (not self._stops) * tokens * (width + hidden)
+            cost += layer_cost(0, mlp, frozen=self._stops * mlp, kept=kept)
             if self.options['recompute']:
                 cost += recomputed(mlp // 2, tokens * hidden)
         return cost
@@ -146,32 +211,39 @@ class _TransformerLayer(ComputingLayer):
     def static_cost(self, shape: torch.Size) -> Cost:
         tokens, width, hidden, norm = self._sizes(shape)
         prev = self.parts[0]
+        if self.sources == 'none':
+            return layer_cost(2 * width, 0, kept=tokens * width)
         normed = self.norms_projection * tokens * (width + 2)
-        own = _numbers(prev.proj) + self.norms_projection * norm
-        cost = layer_cost(own, 2 * tokens * width**2, kept=tokens * width + normed)
-        if self.options['mlp_fusion']:
+        projects = self.sources != 'mlp'
+        own = projects * _numbers(prev.proj) + self.norms_projection * norm
+        cost = layer_cost(own, projects * 2 * tokens * width**2, kept=tokens * width + normed)
+        if self._has_mlp:
             own = sum(map(_numbers, prev.mlp)) + norm
-            cost += layer_cost(own, 4 * tokens * width * hidden, kept=tokens * (2 * width + 2 * hidden + 2))
+            kept = tokens * ((1 + projects) * width + 2 * hidden + 2)
+            cost += layer_cost(own, 4 * tokens * width * hidden, kept=kept)
         return cost
 
 
 class ScalarTransformerLayer(_TransformerLayer):
-    """``X + X W^T + b``, both mixed from the neighbours' projections by two scalars (Eq. 19-21, Eq. 50)."""
+    """``X + X W^T + b``, both mixed from the neighbours' projections by two scalars (Eq. 19-21, Eq. 50).
+
+    With ``sources='none'`` it reads no neighbour: ``X + gamma X + delta``, both per channel and 0 at the start.
+    """
 
     form = 'scalar'
     # The sources are not normalised: the mix starts as their mean.
-    coefficients: ClassVar = {'alpha': 0.5, 'beta': 0.5}
+    coefficients = {'alpha': 0.5, 'beta': 0.5, 'gamma': 0.0, 'delta': 0.0}
     norms_projection = False
+    options_of_form = _options(('attention', 'both', 'mlp', 'none'))
 
-    @staticmethod
-    def _number(parts: TransformerParts) -> int:
-        return 1
+    def _number(self, parts: TransformerParts) -> int:
+        return parts.proj.out_features if self.sources == 'none' else 1
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         prev, next = (
             (parts.proj.weight, *([] if parts.proj.bias is None else [parts.proj.bias])) for parts in self.parts
         )
-        weight, *bias = mix(self.alpha, prev, self.beta, next)
+        weight, *bias = mix(*self._terms(prev, next), stop_gradient=self._stops)
         return weight, bias[0] if bias else None
 
     def _projection(self, x: Tensor) -> Tensor:
@@ -192,8 +264,9 @@ class HeadwiseTransformerLayer(_TransformerLayer):
 
     form = 'headwise'
     # The sources are normalised.
-    coefficients: ClassVar = {'alpha': 1.0, 'beta': 1.0}
+    coefficients = {'alpha': 1.0, 'beta': 1.0}
     norms_projection = True
+    options_of_form = _options(('attention', 'both'))
 
     @classmethod
     def refusal(
@@ -204,19 +277,20 @@ class HeadwiseTransformerLayer(_TransformerLayer):
             return f'{heads!r} heads do not divide its width {width}'
         return super().refusal(removed, prev, next, **options)
 
-    @staticmethod
-    def _number(parts: TransformerParts) -> int:
+    def _number(self, parts: TransformerParts) -> int:
         return parts.num_heads
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         prev, next = (parts.proj for parts in self.parts)
         # The factor goes into the coefficients: they are few, the tokens are many.
         scale = prev.in_features**-0.5
-        weight = mix_heads(self.alpha * scale, prev.weight, self.beta * scale, next.weight)
-        return weight, _average_bias(prev, next)
+        alpha, left, beta, right = self._terms(prev.weight, next.weight)
+        alpha, beta = (None if coefficients is None else coefficients * scale for coefficients in (alpha, beta))
+        weight = mix_heads(alpha, left, beta, right, stop_gradient=self._stops)
+        return weight, self._average_bias(prev, next)
 
     def _projection(self, x: Tensor) -> Tensor:
-        return F.linear(_frozen_norm(self.parts[0].norm1)(x), *self.weight_and_bias())
+        return F.linear(self._borrowed_norm(self.parts[0].norm1)(x), *self.weight_and_bias())
 
     def _static_projection(self) -> nn.Module:
         norm = static_layer_norm(self.parts[0].norm1)
@@ -235,15 +309,5 @@ def _out_of_place(activation: Activation) -> nn.Module:
     return activation
 
 
-def _average_bias(prev: nn.Linear, next: nn.Linear) -> Tensor | None:
-    return None if prev.bias is None else average(prev.bias, next.bias)
-
-
 def _numbers(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _frozen_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
-    """A borrowed layer norm as it is now, its parameters read through a stop-gradient."""
-    weight, bias = (None if p is None else p.detach() for p in (norm.weight, norm.bias))
-    return lambda x: F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)

@@ -53,9 +53,24 @@ CASES = {
         type='repl_mm.ReplResNet', depth=34, repl=dict(policy='budget', every=4, grad_fraction=0.75)
     ),
     'headwise, MLP, lean': vit(form='headwise', mlp_fusion=True, recompute=True),
+    'BasicBlock, right, gradients': classifier(
+        type='repl_mm.ReplResNet', depth=34, repl=EVERY | dict(neighbours='next', stop_gradient=False)
+    ),
+    'Bottleneck, left': classifier(type='repl_mm.ReplResNet', depth=50, repl=EVERY | dict(neighbours='prev')),
+    'Bottleneck, one, gradients, lean': classifier(
+        type='repl_mm.ReplResNet',
+        depth=50,
+        repl=EVERY | dict(coefficients='one', stop_gradient=False, recompute=True, grad_fraction=0.5),
+    ),
+    'scalar, one': vit(sources='both', coefficients='one'),
+    'scalar, MLP alone': vit(sources='mlp', neighbours='prev'),
+    'scalar, no weights': vit(sources='none'),
+    'scalar, MLP, gradients': vit(sources='both', stop_gradient=False),
+    'scalar, MLP alone, gradients, lean': vit(sources='mlp', stop_gradient=False, recompute=True),
+    'headwise, MLP, right, gradients': vit(form='headwise', sources='both', neighbours='next', stop_gradient=False),
     'ViT detector': Config.fromfile(CONFIGS / 'detection/retinanet_vit-base-p16-repl_sfp_8xb2-1x_coco.py'),
 }
-for name in ('grouped', 'Bottleneck, lean'):
+for name in ('grouped', 'Bottleneck, lean', 'Bottleneck, left', 'Bottleneck, one, gradients, lean'):
     CASES[name].model.head.in_channels = 2048
 
 
@@ -66,7 +81,7 @@ def test_prediction_and_count_agree(name):
     counted = {form: count_cost(c, shape) for form, c in configs.items()}
     predicted = predict_cost(config, counted['E2E'], shape)
     assert predicted == counted
-    assert counted['drop'].parameters < counted['RepL'].parameters < counted['E2E'].parameters
+    assert counted['drop'].parameters <= counted['RepL'].parameters < counted['E2E'].parameters
     assert counted['RepL'].forward == counted['deployed'].forward == count(config, input_shape=shape).flops
     assert counted['RepL'].activations < counted['E2E'].activations
 

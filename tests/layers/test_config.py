@@ -42,6 +42,16 @@ def test_what_is_given_stays_as_it_is():
         (EVERY | dict(count=4), RESIDUAL, "policy 'interval' and form 'channelwise' have no option 'count'"),
         (EVERY | dict(mlp_fusion=1), TRANSFORMER, "'mlp_fusion' is True or False, got 1"),
         (EVERY | dict(recompute='yes'), TRANSFORMER, "'recompute' is True or False, got 'yes'"),
+        (EVERY | dict(neighbours='left'), RESIDUAL, "'neighbours' is one of 'both', 'prev', 'next', got 'left'"),
+        (EVERY | dict(coefficients=1), TRANSFORMER, "'coefficients' is one of 'two', 'one', got 1"),
+        (EVERY | dict(stop_gradient=0), RESIDUAL, "'stop_gradient' is True or False, got 0"),
+        (EVERY | dict(neighbours='prev', coefficients='one'), RESIDUAL, "leave coefficients='one' out"),
+        (EVERY | dict(sources='mlp', form='headwise'), TRANSFORMER, "'sources' is one of 'attention', 'both', got"),
+        (EVERY | dict(sources='none', neighbours='next'), TRANSFORMER, 'has no neighbours to choose: leave that out'),
+        (EVERY | dict(sources='mlp', coefficients='one'), TRANSFORMER, 'has no coefficients to choose'),
+        (EVERY | dict(sources='mlp', mlp_fusion=True), TRANSFORMER, "disagree: give 'sources' alone"),
+        (EVERY | dict(sources='both', mlp_fusion=False), TRANSFORMER, "disagree: give 'sources' alone"),
+        (EVERY | dict(sources='both'), RESIDUAL, "have no option 'sources'"),
         *[
             (EVERY | dict(grad_fraction=value), RESIDUAL, "'grad_fraction' is above 0 and at most 1, got")
             for value in (0, 1.5, True, '0.5', float('nan'))
@@ -55,19 +65,22 @@ def test_bad_options_are_named(repl, forms, message):
 
 
 def test_options_of_the_forms():
+    mixing = {'neighbours', 'coefficients', 'stop_gradient'}
     assert forms_for(ResidualParts) == ['channelwise', 'drop']
     assert forms_for(TransformerParts) == ['scalar', 'headwise', 'drop']
     assert {layer.form: set(options_of(layer.form)) for layer in FORMS} == {
-        'channelwise': {'recompute', 'grad_fraction'},
-        'scalar': {'mlp_fusion', 'recompute'},
-        'headwise': {'mlp_fusion', 'recompute'},
+        'channelwise': {'recompute', 'grad_fraction'} | mixing,
+        'scalar': {'mlp_fusion', 'recompute', 'sources'} | mixing,
+        'headwise': {'mlp_fusion', 'recompute', 'sources'} | mixing,
         'drop': set(),
     }
-    assert foreign_options('channelwise') == {'mlp_fusion'}
+    assert foreign_options('channelwise') == {'mlp_fusion', 'sources'}
     assert foreign_options('scalar') == {'grad_fraction'}
 
 
 def test_only_what_changes_the_function_is_structural():
     given = dict(policy='interval', every=4, mlp_fusion=True, recompute=True)
     assert structural_options('scalar', given) == dict(mlp_fusion=True)
+    given = dict(neighbours='prev', coefficients='two', sources='both', stop_gradient=False)
+    assert set(structural_options('scalar', given)) == {'neighbours', 'coefficients', 'sources'}
     assert structural_options('channelwise', dict(grad_fraction=0.5, recompute=True)) == {}
