@@ -28,6 +28,13 @@ def _warm_up_norm(norm: nn.Module | None) -> None:
     norm.train(not norm.warmed_up)
 
 
+def _check_indices(value: Any) -> None:
+    """A host takes whatever can be iterated, a dict's keys and a set's items among it."""
+    given = value if isinstance(value, list | tuple) else [value]
+    if not given or not all(isinstance(index, int) and not isinstance(index, bool) for index in given):
+        raise ValueError(f"'out_indices' is the number of a stage or block, or a list of them, got {value!r}")
+
+
 class ReplMixin(Deployable):
     """Replaces blocks of the host backbone that follows it among the bases of a class.
 
@@ -60,6 +67,7 @@ class ReplMixin(Deployable):
         deploy: bool | Mapping[str, bool] = False,
         **kwargs: Any,
     ) -> None:
+        _check_indices(kwargs.get('out_indices', 0))
         super().__init__(*args, **kwargs)
         self.selection: Selection | None = None
         if repl is not None:

@@ -23,6 +23,11 @@ class ReplViT(ReplMixin, VisionTransformer):
     depth_option = 'drop_path_rate'
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ('img_size', 'patch_size'):
+            size = kwargs.get(name, 1)
+            sides = size if isinstance(size, list | tuple) else [size]
+            if not all(isinstance(side, int) and side > 0 for side in sides):
+                raise ValueError(f'{name!r} is a number of pixels above 0, or one for each side, got {size!r}')
         # The host writes into the sequence that it is given.
         if 'out_indices' in kwargs and not isinstance(kwargs['out_indices'], int):
             kwargs['out_indices'] = list(kwargs['out_indices'])

@@ -19,7 +19,7 @@ from repl_mm.cli.config import load_scoped_config
 from repl_mm.cli.runner import build_model
 from repl_mm.datasets.checks import is_truncated
 from repl_mm.engine.errors import explain
-from repl_mm.engine.files import write_atomic
+from repl_mm.engine.files import require_regular, write_atomic
 from repl_mm.engine.weights import load_strict, read_checkpoint
 from repl_mm.visualization import as_png, draw, name_pictures
 
@@ -75,6 +75,7 @@ def build_pipeline(config: Config) -> tuple[Compose, Compose]:
 def read_image(path: Path, load: Compose) -> dict:
     # Decoders may raise anything, or go on with a half that is grey.
     with explain(f'cannot read {path}', errors=Exception):
+        require_regular(path)
         if is_truncated(path):
             raise ValueError('the file is truncated')
         return load(dict(img_path=str(path), img_id=0))

@@ -1,6 +1,7 @@
 """The config of a tool, and whether this machine can run it."""
 
 import os
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 
+from repl_mm.cli._config_checks import check_config
 from repl_mm.engine.errors import explain
 from repl_mm.engine.install import install
 from repl_mm.engine.logs import import_hosts
 from repl_mm.engine.lookup import trust
 
+KEY = re.compile(r'[^\W\d]\w*(\.\w+)*')
 SHARDED = ('FlexibleRunner', 'repl_mm.FSDPStrategy')
 
 
@@ -36,9 +39,12 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     trust(config)
     with explain('cannot apply --cfg-options'):
         options = _parse_options(args.cfg_options or [])
+        if bad := [key for key in options if not KEY.fullmatch(key)]:
+            raise ValueError(f'a key is names and numbers with dots between them, got {bad[0]!r}')
         if imports := [key for key in options if key.partition('.')[0] == 'custom_imports']:
             raise ValueError(f'{imports[0]} would run code: what a config shall import stands in the config file')
         config.merge_from_dict(options)
+    check_config(config)
     missing = [section for section in sections if config.get(section) is None]
     if missing:
         raise ValueError(f'the config {args.config} lacks {", ".join(missing)}: give a config of a whole experiment')

@@ -13,7 +13,7 @@ from mmpretrain.datasets import BaseDataset
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from repl_mm.datasets.checks import coco_annotations, is_truncated, label_problem
+from repl_mm.datasets.checks import coco_annotations, is_truncated, label_file_problem, label_problem
 from repl_mm.registry import DATASETS
 
 PALETTE = [
@@ -134,14 +134,16 @@ class CityscapesDataset(CheckedMixin, mmseg.datasets.CityscapesDataset):
                 break
 
     def _check_labels(self, sample: dict) -> dict:
-        problem = label_problem(
+        path = Path(sample['seg_map_path'])
+        problem = label_file_problem(path) if path.is_file() else None  # not in a bucket or database
+        problem = problem or label_problem(
             sample['gt_seg_map'],
             shape=sample['ori_shape'],
             classes=len(self.metainfo['classes']),
             ignore=self.ignore_index,
         )
         if problem:
-            raise ValueError(f'its label image {sample["seg_map_path"]} {problem}')
+            raise ValueError(f'its label image {path} {problem}')
         return sample
 
 

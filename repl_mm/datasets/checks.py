@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 # What a COCO file's entries must have for mmdet to read them.
 COCO_KEYS = dict(
@@ -155,13 +157,21 @@ def _incomplete_entries(annotations: Mapping[str, Any], source: str) -> list[Pro
     for section, keys in COCO_KEYS.items():
         bad = [entry for entry in annotations[section] if not keys <= entry.keys() or not _has_box(entry, keys)]
         text = f'{source} has {len(bad):,} entries in {section} without all of {", ".join(sorted(keys))}'
-        todo = 'complete or remove them, a bbox is four numbers'
+        todo = 'complete or remove them, a bbox is four numbers and an area one'
         problems += group(bad, text, todo=todo, describe=lambda entry: str(entry)[:100])
     return problems
 
 
 def _has_box(entry: Mapping[str, Any], keys: set[str]) -> bool:
-    return 'bbox' not in keys or (isinstance(entry['bbox'], list) and len(entry['bbox']) == 4)
+    if 'bbox' not in keys:
+        return True
+    box, area = entry['bbox'], entry['area']
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_float, [*box, area]))
+
+
+def _is_float(value: Any) -> bool:
+    """JSON has whole numbers of any size."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def _duplicate_ids(annotations: Mapping[str, Any], source: str) -> list[Problem]:
@@ -263,6 +273,24 @@ def _missing_images(names: Sequence[str], source: str, folder: Path) -> list[Pro
 
 
 # --- Label maps ---
+
+LOSSY = ('JPEG', 'MPO', 'WEBP')
+
+
+def label_file_problem(path: Path) -> str | None:
+    """What is wrong with the file of a label map, before a host reads 8 bits of each pixel; as :func:`label_problem`.
+
+    Raises:
+        OSError: It is no image.
+    """
+    with Image.open(path) as opened:
+        if opened.format in LOSSY:
+            return f'is a {opened.format} file, which changes ids: get it as PNG'
+        if opened.mode in ('L', 'P', '1', 'RGB', 'RGBA', 'LA', 'PA'):  # 8 bits or less
+            return None
+        ids = np.unique(np.asarray(opened))
+    cut = ids[(ids < 0) | (ids > 255) | (ids != np.floor(ids))]
+    return f'holds the ids {", ".join(map(str, cut[:5]))}, which 8 bits cannot hold' if cut.size else None
 
 
 def label_problem(labels: np.ndarray, *, shape: tuple[int, int], classes: int, ignore: int = 255) -> str | None:

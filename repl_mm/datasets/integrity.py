@@ -17,6 +17,7 @@ from repl_mm.datasets.checks import (
     coco_annotations,
     group,
     is_truncated,
+    label_file_problem,
     label_problem,
     read_idx,
 )
@@ -120,9 +121,10 @@ def _label_file_problem(image: Path, label: Path) -> str | None:
             width, height = opened.size  # from its header
         with Image.open(label) as opened:
             labels = np.asarray(opened)
+        problem = label_file_problem(label)
     except (OSError, SyntaxError) as error:  # Pillow raises both on broken PNGs
         return f'{label} or its image cannot be read, {error}'
-    problem = label_problem(labels, shape=(height, width), classes=CITYSCAPES_CLASSES)
+    problem = problem or label_problem(labels, shape=(height, width), classes=CITYSCAPES_CLASSES)
     return problem and f'{label} {problem}'
 
 

@@ -28,6 +28,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from repl_mm.engine.files import require_regular
+
 
 def _method(owner: type, name: str) -> Any:
     """Stands in for ``getattr``, by which pickle names the methods that mmengine's objects refer to."""
@@ -116,6 +118,7 @@ def load_local(filename: str, map_location: Any = None) -> Mapping[str, Any]:
         ValueError: Not a checkpoint, or one that holds more than weights and what mmengine adds to them.
     """
     path = Path(filename).expanduser()
+    require_regular(path)
     if not path.is_file():
         raise FileNotFoundError(f'there is no file {filename}')
     if path.suffix != '.safetensors':

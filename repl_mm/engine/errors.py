@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # What the host libraries raise on bad input; the rest is taken for a bug.
-HOST_ERRORS = (AssertionError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+HOST_ERRORS = (ArithmeticError, AssertionError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (.+) registry')
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -83,8 +83,39 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+def require_regular(path: str | Path) -> None:
+    """Refuse a pipe, a socket or a device: reading one waits for ever, or never ends.
+
+    Raises:
+        ValueError: It is there, and no file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f'{path} is a {"folder" if path.is_dir() else "pipe, socket or device"}, not a file: give a file'
+        )
+
+
 class AtomicBackend(LocalBackend):
-    """mmengine's access to local files, through which it saves checkpoints; writes by :func:`write_atomic`."""
+    """mmengine's access to local files, through which it saves checkpoints and reads data.
+
+    Writes by :func:`write_atomic`, and reads nothing but files.
+    """
+
+    def get(self, filepath: str | Path) -> bytes:
+        """Read bytes."""
+        require_regular(filepath)
+        return super().get(filepath)
+
+    def get_text(self, filepath: str | Path, encoding: str = 'utf-8') -> str:
+        """Read text."""
+        require_regular(filepath)
+        return super().get_text(filepath, encoding)
+
+    def get_local_path(self, filepath: str | Path) -> AbstractContextManager[str | Path]:
+        """The path itself, for who reads a local file."""
+        require_regular(filepath)
+        return super().get_local_path(filepath)
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes."""
