@@ -44,4 +44,6 @@ def summarise(error: Exception) -> str:
 
 def shorten(names: Sequence[str]) -> str:
     """The first three of some names, which may come from a file."""
-    return printable(f'{", ".join(map(str, names[:3]))}{", ..." if names[3:] else ""}')
+    # Escaped one by one: a name with a line break is not the same as one with a space.
+    shown = [name if name.isprintable() else repr(name)[1:-1] for name in map(str, names[:3])]
+    return f'{", ".join(shown)}{", ..." if names[3:] else ""}'
