@@ -52,7 +52,8 @@ class Done(NamedTuple):
 
 def run(tool: str, *args: object) -> Done:
     """Run a tool such as ``'train'`` in this process."""
-    code, out, err = 0, io.StringIO(), io.StringIO()
+    # As a terminal takes it: a text that is not UTF-8 is an error on stdout.
+    out, err, code = io.TextIOWrapper(io.BytesIO(), encoding='utf-8'), io.StringIO(), 0
     with (
         mock.patch.dict(os.environ),
         DefaultScope.overwrite_default_scope('mmengine'),
@@ -63,4 +64,5 @@ def run(tool: str, *args: object) -> Done:
             import_module(f'repl_mm.cli.{tool}').main([str(arg) for arg in args])
         except SystemExit as end:
             code = end.code
-    return Done(code, out.getvalue(), err.getvalue())
+    out.flush()
+    return Done(code, out.buffer.getvalue().decode(), err.getvalue())

@@ -28,7 +28,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _is_whole(value) and value > 0
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 Check = tuple[Callable[[Any], bool], str]
@@ -36,8 +40,9 @@ DICT: Check = (_is_dict, 'a dict')
 DICT_OR_LIST: Check = (_is_dict_or_list, 'a dict or a list of dicts')
 TEXT: Check = (_is_text, 'a text')
 COUNT: Check = (_is_count, 'a whole number above 0')
+WHOLE: Check = (_is_whole, 'a whole number')
 
-# Of what is given; a section that is not there, or None, is another matter.
+# Of what is given; a section that is not there, or None, is another matter. No key below one may be None.
 SECTIONS: dict[str, Check] = {
     **dict.fromkeys(('model', 'optim_wrapper', 'train_cfg', 'val_cfg', 'test_cfg', 'env_cfg', 'randomness'), DICT),
     **dict.fromkeys(('train_dataloader', 'val_dataloader', 'test_dataloader', 'strategy', 'visualizer'), DICT),
@@ -49,6 +54,8 @@ SECTIONS: dict[str, Check] = {
     'train_cfg.max_epochs': COUNT,
     'train_cfg.max_iters': COUNT,
     'train_cfg.val_interval': COUNT,
+    'model.backbone': DICT,
+    **{f'{split}_dataloader.num_workers': WHOLE for split in ('train', 'val', 'test')},
 }
 
 
@@ -61,9 +68,15 @@ def check_config(config: Config) -> None:
     for name, (is_right, kind) in SECTIONS.items():
         first, _, key = name.partition('.')
         section = config.get(first)
-        value = section.get(key) if key and isinstance(section, Mapping) else None if key else section
-        if value is not None and not is_right(value):
+        if key:
+            is_given = isinstance(section, Mapping) and key in section
+            value = section[key] if is_given else None
+        else:
+            is_given, value = section is not None, section
+        if is_given and not is_right(value):
             raise ValueError(f'{name} of the config takes {kind}, got {value!r}')
+    if 'env_cfg' in config and config.env_cfg is None:
+        raise ValueError('env_cfg of the config takes a dict, got None: leave it out')
     _check_init(config.get('model'), 'model')
     backend = config.compile.get('backend') if isinstance(config.get('compile'), Mapping) else None
     backends = torch.compiler.list_backends(exclude_tags=())

@@ -29,7 +29,7 @@ from repl_mm.cli.config import load_scoped_config
 from repl_mm.cli.runner import build_model
 from repl_mm.deployment import deploy, parity
 from repl_mm.engine.checkpoints import as_safetensors
-from repl_mm.engine.errors import HOST_ERRORS, explain, summarise
+from repl_mm.engine.errors import HOST_ERRORS, explain, printable, summarise
 from repl_mm.engine.files import write_atomic
 from repl_mm.engine.weights import load_strict, read_checkpoint
 from repl_mm.export import EXPORTS
@@ -140,7 +140,7 @@ def deployed_config(config: Config, *, fuse_all: bool) -> Config:
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that becomes it at the end, or vanishes after an error."""
-    out = out.resolve()
+    out = Path(os.path.realpath(out))  # Path.resolve ends with a bare RuntimeError on a loop of links
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f'{out} is there already: give a new folder')
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -194,4 +194,4 @@ def run(args: Namespace) -> None:
             with warnings.catch_warnings(action='ignore'):  # torch's of itself
                 write_exports(static, path, args)
     written = args.out / path.name
-    print(f'Wrote {args.out}. To test it: python tools/test.py {written} {written.with_suffix(".pth")}')
+    print(printable(f'Wrote {args.out}. To test it: python tools/test.py {written} {written.with_suffix(".pth")}'))

@@ -1,5 +1,6 @@
 """What draws predictions when the arguments are read."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from repl_mm.cli.config import load_scoped_config
 from repl_mm.cli.runner import build_model
 from repl_mm.datasets.checks import is_truncated
-from repl_mm.engine.errors import explain
+from repl_mm.engine.errors import explain, printable
 from repl_mm.engine.files import require_regular, write_atomic
 from repl_mm.engine.weights import load_strict, read_checkpoint
 from repl_mm.visualization import as_png, draw, name_pictures
@@ -28,13 +29,14 @@ def find_images(path: Path, *, out_dir: Path) -> dict[Path, Path]:
     """The picture to write for each image, in folders of the same names for those in folders of their own."""
     if not path.exists():
         raise ValueError(f'there is no image or folder {path}')
-    if out_dir.resolve() == (path if path.is_dir() else path.parent).resolve():
+    out_dir = Path(os.path.realpath(out_dir))  # Path.resolve ends with a bare RuntimeError on a loop of links
+    if out_dir == (path if path.is_dir() else path.parent).resolve():
         raise ValueError(f'--out-dir {out_dir} is the folder of the images: give another one')
     images, root = [path], path.parent
     if path.is_dir():
         root = path
         # Pictures of an earlier call are no images.
-        files = [p for p in path.rglob('*') if p.is_file() and out_dir.resolve() not in p.resolve().parents]
+        files = [p for p in path.rglob('*') if p.is_file() and out_dir not in p.resolve().parents]
         images = sorted(p for p in files if p.suffix.lower() in IMG_EXTENSIONS)
         others = sorted(str(p.relative_to(path)) for p in set(files).difference(images))
         if not images:
@@ -103,6 +105,6 @@ def run(args: Namespace) -> None:
         write_atomic(picture, as_png(drawn))
     for problem in problems:
         print(f'error: {problem}', file=sys.stderr)
-    print(f'Wrote {len(pictures) - len(problems)} picture(s) to {args.out_dir}')
+    print(printable(f'Wrote {len(pictures) - len(problems)} picture(s) to {args.out_dir}'))
     if problems:
         raise SystemExit(1)

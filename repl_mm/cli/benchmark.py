@@ -18,7 +18,7 @@ from rich.progress import track
 
 from repl_mm.benchmark import BACKENDS
 from repl_mm.cli.common import add_cfg_options, add_device, exit_on_user_error
-from repl_mm.engine.errors import explain
+from repl_mm.engine.errors import explain, printable
 
 if TYPE_CHECKING:
     import torch
@@ -161,4 +161,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_atomic(args.out / f'{args.kind}.png', tables.as_png(rows, conditions=conditions))
     tables.as_table(rows).print()
     print(conditions)
-    print(f'Wrote {args.kind}.csv, {args.kind}.md and {args.kind}.png to {args.out}')
+    print(printable(f'Wrote {args.kind}.csv, {args.kind}.md and {args.kind}.png to {args.out}'))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.progress import track
 
 from repl_mm.cli.common import add_picture_arguments, exit_on_user_error
-from repl_mm.engine.errors import explain
+from repl_mm.engine.errors import explain, printable
 
 LOADING = ('LoadImageFromFile', 'LoadAnnotations')
 
@@ -55,4 +55,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f'the pipeline of {loader} loads no annotations: choose another --split')
         picture = draw(pixels, sample, scope=config.default_scope, meta=dataset.metainfo, truth=True)
         write_atomic(args.out_dir / f'{args.split}_{index:0{len(str(len(dataset) - 1))}}.png', as_png(picture))
-    print(f'Wrote {number} pictures to {args.out_dir}')
+    print(printable(f'Wrote {number} pictures to {args.out_dir}'))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repl_mm.engine.errors import UNKNOWN_TYPE, summarise
+from repl_mm.engine.errors import UNKNOWN_TYPE, printable, summarise
 
 if TYPE_CHECKING:
     from repl_mm.analysis.tables import Table
@@ -131,7 +131,7 @@ def show_tables(tables: Sequence[Table], out: Path | None) -> None:
         table.print()
     if out is not None:
         write_atomic(out, render(tables, form=out.suffix).encode(errors='backslashreplace'))
-        print(f'Wrote {out}')
+        print(printable(f'Wrote {out}'))
 
 
 def add_device(parser: ArgumentParser) -> None:

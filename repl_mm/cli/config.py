@@ -13,7 +13,8 @@ from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 
 from repl_mm.cli._config_checks import check_config
-from repl_mm.engine.errors import explain
+from repl_mm.engine.errors import HOST_ERRORS, explain
+from repl_mm.engine.files import require_regular
 from repl_mm.engine.install import install
 from repl_mm.engine.logs import import_hosts
 from repl_mm.engine.lookup import trust
@@ -33,17 +34,18 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     install()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     check_launch(args.launcher)
+    require_regular(args.config)
     # A config is Python code and may raise anything.
     with explain(f'cannot read the config {args.config}', errors=Exception):
         config = Config.fromfile(args.config)
     trust(config)
-    with explain('cannot apply --cfg-options'):
+    with explain('cannot apply --cfg-options', errors=(*HOST_ERRORS, AttributeError)):
         options = _parse_options(args.cfg_options or [])
         if bad := [key for key in options if not KEY.fullmatch(key)]:
             raise ValueError(f'a key is names and numbers with dots between them, got {bad[0]!r}')
         if imports := [key for key in options if key.partition('.')[0] == 'custom_imports']:
             raise ValueError(f'{imports[0]} would run code: what a config shall import stands in the config file')
-        config.merge_from_dict(options)
+        _merge(config, options)
     check_config(config)
     missing = [section for section in sections if config.get(section) is None]
     if missing:
@@ -61,10 +63,21 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     if strategy is not None and config.get('env_cfg') is None:
         config.env_cfg = dict(dist_cfg=dict(backend='nccl'))  # the other runner's default
     config.launcher = args.launcher
+    if not str(args.work_dir or '').isprintable():
+        raise ValueError(f'--work-dir takes a name of characters that can be shown, got {args.work_dir!r}')
     config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if config.get('default_scope') == 'mmpretrain':
         _complete_loaders(config)
     return config
+
+
+def _merge(config: Config, options: Mapping[str, Any]) -> None:
+    """As mmengine does, which takes an item of a list for a dict to merge into."""
+    for key, value in options.items():
+        place, _, last = key.rpartition('.')
+        if last.isdecimal() and not isinstance(value, Mapping):
+            raise ValueError(f'{key} is an item of a list, which takes KEY=VALUE below it: give all of {place}')
+        config.merge_from_dict({key: value})
 
 
 def _parse_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.progress import track
 
 from repl_mm.cli.common import exit_on_user_error
+from repl_mm.engine.errors import printable
 
 
 def build_parser() -> ArgumentParser:
@@ -33,4 +34,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     for split, number in (('train', args.train), ('val', args.val)):
         scenes = make_scenes(split=split, number=number, seed=args.seed)
         write(args.out, track(scenes, f'{split}: ', total=number), split=split)
-    print(f'Wrote {args.train} + {args.val} images to {args.out}')
+    print(printable(f'Wrote {args.train} + {args.val} images to {args.out}'))

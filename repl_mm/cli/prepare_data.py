@@ -12,6 +12,7 @@ from rich.progress import track
 
 from repl_mm.cli.common import exit_on_user_error
 from repl_mm.datasets.integrity import SOURCES, check, contents
+from repl_mm.engine.errors import printable
 
 LABELS, POLYGONS = '_labelTrainIds.png', '_polygons.json'
 
@@ -48,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_train_ids(args.root)
     problems = check(args.name, args.root, track=partial(track, description='files: ', transient=True))
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f'{SOURCES[args.name].title} in {args.root}', markup=False)
+    console.print(printable(f'{SOURCES[args.name].title} in {args.root}'), markup=False)
     for part, number in contents(args.name, args.root).items():
         console.print(f'{number:>12,} file(s)  {part}', markup=False)
     for problem in problems:
-        console.print(problem.message, style='red' if problem.fatal else 'yellow', markup=False)
+        console.print(printable(problem.message), style='red' if problem.fatal else 'yellow', markup=False)
     if any(problem.fatal for problem in problems):
         sys.exit(1)
     console.print('Complete.')

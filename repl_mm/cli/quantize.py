@@ -14,7 +14,7 @@ from rich.progress import track
 
 from repl_mm.analysis.tables import Table
 from repl_mm.cli.common import add_trust, exit_on_user_error
-from repl_mm.engine.errors import explain
+from repl_mm.engine.errors import explain, printable
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -149,4 +149,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_atomic(args.out / 'quantization.md', markdown.encode())
     write_atomic(args.out / 'quantization.json', (json.dumps(results, indent=2) + '\n').encode())
     table.print()
-    print(f'Wrote quantization.md and quantization.json to {args.out}')
+    print(printable(f'Wrote quantization.md and quantization.json to {args.out}'))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repl_mm.cli.common import add_arguments, exit_on_user_error
-from repl_mm.engine.errors import explain
+from repl_mm.engine.errors import explain, printable
 
 
 def build_parser() -> ArgumentParser:
@@ -43,4 +43,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     buffer = io.BytesIO()
     torch.save({'state_dict': model.state_dict()}, buffer)
     write_atomic(args.out, buffer.getvalue())
-    print(f'Wrote {args.out}')
+    print(printable(f'Wrote {args.out}'))

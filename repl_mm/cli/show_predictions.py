@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repl_mm.cli.common import exit_on_user_error
+from repl_mm.engine.errors import printable
 
 
 def build_parser() -> ArgumentParser:
@@ -32,4 +33,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     install()
     import_hosts()
     write_atomic(args.out, as_grid(args.runs, number=args.number, threshold=args.score_thr))
-    print(f'Wrote {args.out}')
+    print(printable(f'Wrote {args.out}'))

@@ -21,12 +21,27 @@ def remove_parts(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def require_regular(path: str | Path) -> None:
+    """Refuse a pipe, a socket or a device: reading one waits for ever, or never ends.
+
+    Raises:
+        ValueError: It is there, and no file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f'{path} is a {"folder" if path.is_dir() else "pipe, socket or device"}, not a file: give a file'
+        )
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file beside, down to the disk, then move it into place.
 
     Raises:
         OSError: The disk is full, or the place cannot be written to; a file that was there before is as it was.
+        ValueError: A folder, pipe or device is there.
     """
+    require_regular(path)  # moving a file there would replace /dev/null for the whole machine
     beside = path.with_name(f'.{path.name}.{os.getpid()}{PART}')  # several processes may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,19 +96,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
             file.write(f'process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n')
             file.flush()
         yield
-
-
-def require_regular(path: str | Path) -> None:
-    """Refuse a pipe, a socket or a device: reading one waits for ever, or never ends.
-
-    Raises:
-        ValueError: It is there, and no file.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise ValueError(
-            f'{path} is a {"folder" if path.is_dir() else "pipe, socket or device"}, not a file: give a file'
-        )
 
 
 class AtomicBackend(LocalBackend):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from repl_mm.engine.checkpoints import is_intact, restricted
 from repl_mm.engine.errors import shorten
+from repl_mm.engine.files import require_regular
 from repl_mm.engine.finite import tensors_not_finite
 
 _ABSENT = object()
@@ -210,6 +211,7 @@ def find_newest(folder: Path) -> Path | None:
 
     def is_good(path: Path, *checks: Callable[..., None]) -> bool:
         try:
+            require_regular(path)
             with restricted(str(path)):
                 content = torch.load(str(path), map_location='cpu', mmap=True)  # tensors are read when looked at
             for check in checks:

@@ -24,7 +24,7 @@ from mmpretrain.datasets import CIFAR10
 from PIL import Image
 
 from repl_mm.datasets import integrity as published
-from repl_mm.datasets.checks import Problem, coco_annotations, is_truncated, label_problem
+from repl_mm.datasets.checks import Problem, coco_annotations, is_truncated, label_file_problem, label_problem
 from repl_mm.datasets.integrity import check, contents
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'prepare_data.py'
@@ -171,6 +171,42 @@ def test_sound_annotations(tmp_path):
     assert coco_annotations(instances(), source='x', classes=('cat', 'dog'), images=tmp_path) == []
     assert coco_annotations(instances(), source='x', classes=('dog',)) == []
     assert coco_annotations(dict(images=[], annotations=[], categories=[]), source='x') == []
+
+
+# --- Files of label maps ---
+
+WIDE = np.array([[0, 300], [7 + 256, 255]], dtype=np.uint16)
+
+
+@pytest.mark.parametrize(
+    ('ids', 'mode', 'expected'),
+    [
+        (WIDE, 'I;16', 'holds the ids 263, 300, which 8 bits cannot hold'),
+        (WIDE.astype(np.uint16) % 256, 'I;16', None),
+        ((WIDE % 256).astype(np.uint8), 'L', None),
+        ((WIDE % 256).astype(np.uint8), 'P', None),
+    ],
+)
+def test_ids_that_eight_bits_cannot_hold(ids, mode, expected, tmp_path):
+    """Reading 8 bits of each pixel, a host sees 300 as 44 and 263 as 7."""
+    image = Image.fromarray(ids)
+    if mode == 'P':
+        image.putpalette(range(256))
+    image.save(tmp_path / 'labels.png')
+    with Image.open(tmp_path / 'labels.png') as saved:
+        assert saved.mode == mode
+    assert label_file_problem(tmp_path / 'labels.png') == expected
+
+
+def test_fractions_as_ids(tmp_path):
+    Image.fromarray(np.array([[1.0, 1.5]], np.float32)).save(tmp_path / 'labels.tif')
+    assert label_file_problem(tmp_path / 'labels.tif') == 'holds the ids 1.5, which 8 bits cannot hold'
+
+
+@pytest.mark.parametrize('format', ['JPEG', 'WEBP'])
+def test_a_lossy_file_by_the_name_of_a_png(format, tmp_path):
+    Image.fromarray(NOISE).save(tmp_path / 'labels.png', format=format)
+    assert label_file_problem(tmp_path / 'labels.png') == f'is a {format} file, which changes ids: get it as PNG'
 
 
 @pytest.mark.parametrize(
