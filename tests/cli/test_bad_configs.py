@@ -96,6 +96,7 @@ def test_an_area_that_no_float_holds(digits, refused, tmp_path):
     text = json.dumps(dict(images=images, annotations=[annotation], categories=categories))
     (tmp_path / 'boxes.json').write_text(text.replace('"area": 0', f'"area": {"9" * digits}'))
     (tmp_path / 'a.png').touch()
-    data = f"dict(type='repl_mm.CocoDataset', data_root='{tmp_path}', ann_file='boxes.json', data_prefix=dict(img=''), pipeline=[], "
-    line = refused(f"{CLASSIFIER}train_dataloader['dataset'] = {data}metainfo=dict(classes=('person',)))\n")
+    data = f"dict(type='repl_mm.CocoDataset', data_root='{tmp_path}', ann_file='boxes.json', data_prefix=dict(img=''), "
+    data += "pipeline=[], metainfo=dict(classes=('person',)))"
+    line = refused(f"{CLASSIFIER}train_dataloader['dataset'] = {data}\n")
     assert 'boxes.json' in line

@@ -51,7 +51,7 @@ def test_what_is_no_file_is_refused(read, no_file):
 
 
 def test_the_newest_checkpoint_is_looked_for_past_it(no_file, tmp_path):
-    with pytest.raises(ValueError, match='can be resumed from, .*is a pipe, socket or device'):
+    with pytest.raises(ValueError, match=r'can be resumed from, .*is a pipe, socket or device'):
         find_newest(tmp_path)
 
 

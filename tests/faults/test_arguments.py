@@ -6,7 +6,7 @@ Every argument of every tool's parser in turn is given each of the values below,
 import os
 import re
 import signal
-from argparse import Action, SUPPRESS
+from argparse import SUPPRESS, Action
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -44,7 +44,8 @@ CODES = dict.fromkeys(('prepare_data', 'image_demo'), (0, 1, 2))  # 1: some file
 VALUES = [
     '', ' ', '-1', '0', '1.5', 'nan', 'inf', '1e400', '9' * 30, '٣', 'x', '%', '%s{0}', '..', '~nobody/x',
     'a\nb\x1b[2J', 'a\udcffb', 'n' * 5000, '{nothing}', '{folder}', '{pipe}', '{null}', '{zero}', '{loop}', '{empty}',
-    '{junk}', '{binary}', '{image}', '{checkpoint}', '{net}', '{run}', '-', '--', '=', 'x=', 'model=None', 'x=(1,', 'x.y=1',
+    '{junk}', '{binary}', '{image}', '{checkpoint}', '{net}', '{run}', '-', '--', '=', 'x=', 'model=None', 'x=(1,',
+    'x.y=1',
 ]  # fmt: skip
 
 
