@@ -6,10 +6,15 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class OperatorCounter(TorchDispatchMode):
-    """Counts what runs inside of it, the backward pass too, by name.
+def is_launched(operator: Any) -> bool:
+    """Whether an operator launches something, by its schema: views and allocations do not."""
+    schema = operator._schema
+    is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
+    return not is_view and 'empty' not in schema.name
 
-    Views and allocations are left out, by the operators' schemas: they launch nothing.
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts what is launched inside of it, the backward pass too, by name.
 
     Attributes:
         counts: Number of calls of each operator.
@@ -20,8 +25,6 @@ class OperatorCounter(TorchDispatchMode):
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        schema = func._schema
-        is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
-        if not is_view and 'empty' not in schema.name:
-            self.counts[schema.name.removeprefix('aten::')] += 1
+        if is_launched(func):
+            self.counts[func._schema.name.removeprefix('aten::')] += 1
         return func(*args, **(kwargs or {}))

@@ -1,0 +1,51 @@
+"""What a GPU can do, as its maker states it, and the share of it that a training step gets."""
+
+import math
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Device:
+    """Figures of a device; all are above 0.
+
+    Attributes:
+        fp32: Dense TFLOPS of matrix products, which torch leaves in FP32.
+        tf32: The same of convolutions, for which torch lets cuDNN take TF32.
+        bandwidth: Of the memory, in GB/s.
+        compute_efficiency: Share of the TFLOPS that is reached, up to 1.
+        bandwidth_efficiency: Share of the bandwidth that is reached, up to 1.
+        launch_us: Time to launch an operator in microseconds.
+    """
+
+    fp32: float
+    tf32: float
+    bandwidth: float
+    compute_efficiency: float = 0.75
+    bandwidth_efficiency: float = 0.85
+    launch_us: float = 5.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            most = 1 if field.name.endswith('efficiency') else 1e6
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+                raise ValueError(f'{field.name} of a device is a number above 0 and at most {most:g}, got {value!r}')
+            assert math.isfinite(value)
+
+
+# The makers' data sheets, SXM cards: A100 80 GB and H100 80 GB. The efficiencies and the launch time are assumptions.
+DEVICES = {
+    'a100': Device(fp32=19.5, tf32=156, bandwidth=2039),
+    'h100': Device(fp32=67, tf32=495, bandwidth=3350),
+}
+
+
+def find_device(name: str) -> Device:
+    """The figures of a device by name.
+
+    Raises:
+        ValueError: A name that is not in ``DEVICES``.
+    """
+    if name not in DEVICES:
+        raise ValueError(f'unknown device {name!r}: choose out of {", ".join(DEVICES)}')
+    return DEVICES[name]
