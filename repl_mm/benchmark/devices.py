@@ -1,6 +1,5 @@
 """What a GPU can do, as its maker states it, and the share of it that a training step gets."""
 
-import math
 from dataclasses import dataclass, fields
 
 
@@ -30,7 +29,6 @@ class Device:
             most = 1 if field.name.endswith('efficiency') else 1e6
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
                 raise ValueError(f'{field.name} of a device is a number above 0 and at most {most:g}, got {value!r}')
-            assert math.isfinite(value)
 
 
 # The makers' data sheets, SXM cards: A100 80 GB and H100 80 GB. The efficiencies and the launch time are assumptions.

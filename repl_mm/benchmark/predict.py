@@ -4,14 +4,20 @@ Memory is what torch's tracker counts of the tensors; what operators need inside
 reserve are not seen. The time is the sum over the operators of the largest of computing, moving bytes and launching.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeCopyMode,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -75,6 +81,16 @@ class OperatorCosts(TorchDispatchMode):
         return out
 
 
+class _FakeStep(TrainingStep):
+    """Built with real weights, since the hosts' constructors read values, and then a copy without data."""
+
+    def _build(self, config: Config) -> nn.Module:
+        with unset_fake_temporarily() as mode:
+            model = super()._build(config)
+            with FakeCopyMode(mode):
+                return copy.deepcopy(model)
+
+
 def predict_step(config: Config, device: Device, *, batch: int, size: tuple[int, int]) -> PredictedStep:
     """Predict a step of a classifier in FP32, with TF32 for convolutions, as torch trains by default.
 
@@ -94,12 +110,12 @@ def predict_step(config: Config, device: Device, *, batch: int, size: tuple[int,
         raise ValueError('only steps of classifiers can be predicted: losses of detectors and segmenters need data')
     try:
         with FakeTensorMode():
-            step = TrainingStep(config, batch=batch, size=size, backend='fp32', device=torch.device('cpu'))
+            step = _FakeStep(config, batch=batch, size=size, backend='fp32', device=torch.device('cpu'))
             with disabled_stochastic_depth(step.model):  # as in the steps of a run that need most
                 step()  # the optimizer's state comes with the first step
                 memory = measure_memory(step)
                 with OperatorCosts(device) as costs:
                     step()
-    except torch._subclasses.fake_tensor.DataDependentOutputException as error:
+    except DataDependentOutputException as error:
         raise ValueError(f'a step that needs data cannot be predicted: {error} asks for values') from error
     return PredictedStep(memory, costs.flops, costs.bytes_moved, costs.operators, costs.seconds)

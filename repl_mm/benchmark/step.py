@@ -49,7 +49,7 @@ class TrainingStep:
         names = backend.split('+')
         scope = config.get('default_scope')
         with DefaultScope.overwrite_default_scope(scope):
-            self.model = MODELS.build(config.model).to(device).train()
+            self.model = self._build(config).to(device).train()
             wrapper = copy.deepcopy(config.optim_wrapper)
             wrapper.type = 'AmpOptimWrapper' if 'amp' in names else 'OptimWrapper'
             # Random labels teach nothing; weights that stay where they are keep every step alike.
@@ -67,6 +67,10 @@ class TrainingStep:
         self.device = device
         self.operators: int | None = None
         self.phases: list[tuple[float, float, float]] = []
+
+    def _build(self, config: Config) -> nn.Module:
+        """The model, on the CPU."""
+        return MODELS.build(config.model)
 
     def __call__(self) -> None:
         begin = self._now()
