@@ -84,9 +84,9 @@ class OperatorCosts(TorchDispatchMode):
 class _FakeStep(TrainingStep):
     """Built with real weights, since the hosts' constructors read values, and then a copy without data."""
 
-    def _build(self, config: Config) -> nn.Module:
+    def _build(self, config: Config, device: torch.device) -> nn.Module:
         with unset_fake_temporarily() as mode:
-            model = super()._build(config)
+            model = super()._build(config, device)
             with FakeCopyMode(mode):
                 return copy.deepcopy(model)
 

@@ -49,7 +49,7 @@ class TrainingStep:
         names = backend.split('+')
         scope = config.get('default_scope')
         with DefaultScope.overwrite_default_scope(scope):
-            self.model = self._build(config).to(device).train()
+            self.model = self._build(config, device).train()
             wrapper = copy.deepcopy(config.optim_wrapper)
             wrapper.type = 'AmpOptimWrapper' if 'amp' in names else 'OptimWrapper'
             # Random labels teach nothing; weights that stay where they are keep every step alike.
@@ -68,9 +68,8 @@ class TrainingStep:
         self.operators: int | None = None
         self.phases: list[tuple[float, float, float]] = []
 
-    def _build(self, config: Config) -> nn.Module:
-        """The model, on the CPU."""
-        return MODELS.build(config.model)
+    def _build(self, config: Config, device: torch.device) -> nn.Module:
+        return MODELS.build(config.model).to(device)
 
     def __call__(self) -> None:
         begin = self._now()
