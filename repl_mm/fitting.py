@@ -44,13 +44,13 @@ def warm_start(
 ) -> WarmStart:
     """Give a network with computing layers the weights of a trained one, and fit the layers in closed form.
 
-    The passes over the batches take the reference's weights from memory, not its training: no gradient is computed.
-    Repeated with the same batches it gives the same bits on a CPU.
+    No gradient is computed, and of the features the first two moments are kept alone. Repeated with the same batches it
+    gives the same bits on a CPU.
 
     Args:
         network: The network with sites, changed in place. Its mode is kept.
         reference: The trained network without sites, of the same architecture.
-        batches: Inputs, to be gone through once for each site and once more; a list, or a loader without shuffling.
+        batches: Inputs, to be gone through twice for each site and once more; a list, or a loader without shuffling.
         forward: How a batch is given to a network; ``network(batch)`` by default.
 
     Returns:
@@ -63,7 +63,9 @@ def warm_start(
     forward = forward or (lambda model, batch: model(batch))
     sites = check_pair(network, reference)
     if iter(batches) is batches:
-        raise ValueError('the batches are gone through once for each site: give a list or a loader, not an iterator')
+        raise ValueError('the batches are gone through many times: give a list or a loader, not an iterator')
+    if next(iter(batches), None) is None:
+        raise ValueError('there is no batch to fit to: give some')
     adopt_weights(network, reference)
     report = WarmStart()
     fit_weights(sites, reference, report)
@@ -124,24 +126,21 @@ def fit_features(
 ) -> None:
     """Set each layer's own parameters by least squares, one after the other from the front.
 
-    A layer is fitted on the features that the network has there as changed so far, towards what the reference's block
-    gives in front of its last activation.
+    A layer is fitted on the features that the network has there as changed so far, its norms' statistics included,
+    towards what the reference's block gives in front of its last activation.
 
     Raises:
-        ValueError: There is no batch, or a feature is not finite.
+        ValueError: A feature is not finite.
     """
+    fits = {name: fit for name, layer in sites.items() if (fit := layer.fit()) is not None}
     with _eval_mode(network, reference):
-        for name, layer in track(sites.items(), 'Fitting sites: ', transient=True):
-            fit = layer.fit()
-            if fit is None:
-                continue
-            block, squares, number = reference.get_submodule(name), LeastSquares(), 0
-            for number, batch in enumerate(batches, start=1):  # noqa: B007 (looked at below)
-                x = _capture(network, batch, forward, inputs_of=layer)[0]
+        for name, fit in track(fits.items(), 'Fitting sites: ', transient=True):
+            estimate_norms(network, batches, forward, report)
+            block, squares = reference.get_submodule(name), LeastSquares()
+            for batch in batches:
+                x = _capture(network, batch, forward, inputs_of=sites[name])[0]
                 goal = _goal(reference, batch, forward, block=block, aim=fit.aim(block))
                 squares.add(fit.rows(x, goal - x))
-            if not number:
-                raise ValueError('there is no batch to fit to: give some')
             try:
                 solution = squares.solve(intercept=fit.intercept)
             except ValueError as error:
@@ -157,7 +156,7 @@ def estimate_norms(network: nn.Module, batches: Iterable[Any], forward: Forward,
     Of those that the network keeps in eval mode while it trains (``norm_eval``, frozen stages), only the computing
     layers' own are: the others are not the network's to change.
     """
-    was_training = network.training
+    report.norms, was_training = 0, network.training
     network.train()
     norms = {name: m for name, m in network.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
     own = {id(norm) for layer in computing_layers(network) for norm in layer.modules()}
@@ -170,7 +169,7 @@ def estimate_norms(network: nn.Module, batches: Iterable[Any], forward: Forward,
         norm.momentum = None  # a cumulative average
         norm.train()
     try:
-        for batch in track(batches, 'Statistics of norms: ', transient=True):
+        for batch in batches:
             forward(network, batch)
     finally:
         for norm, (momentum, buffers) in zip(chosen, before, strict=True):
