@@ -4,6 +4,7 @@ Three steps, each better than the one before: coefficients in weight space, coef
 and the statistics of batch norms. ``docs/fine_tuning.md`` says what they bring.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class WarmStart:
         distances: Of each site by name, the distance that is left in weight space over the removed weight's norm, both
             squared; None where the form borrows no weights.
         unexplained: The squared error that is left of each site over the square of what its block adds to its input.
-        norms: How many batch norms got new statistics.
+        norms: How many batch norms got new statistics where the forward pass runs them.
         kept: Names of the others, which the network holds in eval mode.
     """
 
@@ -58,7 +59,7 @@ def warm_start(
 
     Raises:
         ValueError: The reference is another network or has sites itself; there is no batch, or no site to fit; a
-            feature is not finite.
+            feature is not finite. The network is then as it was.
     """
     forward = forward or (lambda model, batch: model(batch))
     sites = check_pair(network, reference)
@@ -66,11 +67,15 @@ def warm_start(
         raise ValueError('the batches are gone through many times: give a list or a loader, not an iterator')
     if next(iter(batches), None) is None:
         raise ValueError('there is no batch to fit to: give some')
-    adopt_weights(network, reference)
-    report = WarmStart()
-    fit_weights(sites, reference, report)
-    fit_features(network, sites, reference, batches, forward, report)
-    estimate_norms(network, batches, forward, report)
+    before, report = copy.deepcopy(network.state_dict()), WarmStart()
+    try:
+        adopt_weights(network, reference)
+        fit_weights(sites, reference, report)
+        fit_features(network, sites, reference, batches, forward, report)
+        estimate_norms(network, batches, forward, report)
+    except BaseException:
+        network.load_state_dict(before)
+        raise
     return report
 
 
@@ -156,30 +161,26 @@ def estimate_norms(network: nn.Module, batches: Iterable[Any], forward: Forward,
     Of those that the network keeps in eval mode while it trains (``norm_eval``, frozen stages), only the computing
     layers' own are: the others are not the network's to change.
     """
-    report.norms, was_training = 0, network.training
-    network.train()
-    norms = {name: m for name, m in network.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
-    own = {id(norm) for layer in computing_layers(network) for norm in layer.modules()}
-    chosen = [norm for norm in norms.values() if norm.training or id(norm) in own]
-    report.kept = [name for name, norm in norms.items() if norm not in chosen]
-    network.eval()
-    before = [(norm.momentum, {key: value.clone() for key, value in norm.named_buffers()}) for norm in chosen]
-    for norm in chosen:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-        norm.train()
-    try:
-        for batch in batches:
-            forward(network, batch)
-    finally:
-        for norm, (momentum, buffers) in zip(chosen, before, strict=True):
-            norm.momentum = momentum
-            if int(norm.num_batches_tracked) == 0:  # it does not run in this forward pass, as an auxiliary head's
-                for key, value in buffers.items():
-                    getattr(norm, key).copy_(value)
-            else:
-                report.norms += 1
-        network.train(was_training)
+    with _eval_mode(network):
+        network.train()
+        norms = {name: m for name, m in network.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+        own = {norm for layer in computing_layers(network) for norm in layer.modules()}
+        chosen = [norm for norm in norms.values() if norm.training or norm in own]
+        network.eval()
+        before = [(norm.momentum, {key: value.clone() for key, value in norm.named_buffers()}) for norm in chosen]
+        for norm in chosen:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True  # a cumulative average
+        try:
+            for batch in batches if chosen else ():
+                forward(network, batch)
+        finally:
+            for norm, (momentum, buffers) in zip(chosen, before, strict=True):
+                norm.momentum = momentum
+                if int(norm.num_batches_tracked) == 0:  # it has no part in this forward pass, as an auxiliary head's
+                    for key, value in buffers.items():
+                        getattr(norm, key).copy_(value)
+    report.norms, report.kept = len(chosen), [name for name, norm in norms.items() if norm not in chosen]
 
 
 class _Reached(Exception):  # noqa: N818 (it is none)
@@ -231,11 +232,12 @@ def _run(network: nn.Module, batch: Any, forward: Forward, handle: Any) -> None:
 
 @contextmanager
 def _eval_mode(*networks: nn.Module) -> Iterator[None]:
-    modes = [network.training for network in networks]
+    """Put networks in eval mode, and each of their modules back into its own."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()
     try:
         yield
     finally:
-        for network, mode in zip(networks, modes, strict=True):
-            network.train(mode)
+        for module, training in modes:
+            module.training = training
