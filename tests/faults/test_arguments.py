@@ -33,6 +33,7 @@ SOUND = {
     'image_demo': ['{net}', '{checkpoint}', '{image}', '--out-dir', '{new}'],
     'browse_dataset': ['{net}', '--out-dir', '{new}', '--number', '1'],
     'seed_checkpoint': ['{net}', '{new}.pth'],
+    'warm_start': ['{net}', '{e2e}', '{new}.pth', '--batches', '1'],
     'compare': ['{run}', '{other}', '--out', '{new}'],
     'quantize': ['{run}', '--out', '{new}', '--calibration', '8'],
     'show_predictions': ['{run}', '--out', '{new}.png', '--number', '1'],
@@ -44,7 +45,7 @@ SOUND = {
 # What is no run of a detector, and no data set, is refused however sound the rest is.
 ENDS = dict(show_predictions=2, prepare_data=1)
 # Those that run for seconds with a sound value: each argument is given a third of the values, all of them in turn.
-SLOW = ('deploy', 'make_digit_scenes', 'test', 'image_demo', 'plan', 'quantize', 'benchmark train')
+SLOW = ('deploy', 'make_digit_scenes', 'test', 'image_demo', 'plan', 'quantize', 'warm_start', 'benchmark train')
 CODES = dict.fromkeys(('prepare_data', 'image_demo'), (0, 1, 2))  # 1: some files are bad, and each is named
 VALUES = [
     '', ' ', '-1', '0', '1.5', 'nan', 'inf', '1e400', '9' * 30, '٣', 'x', '%', '%s{0}', '..', '~nobody/x',
@@ -62,6 +63,9 @@ def files(tmp_path_factory) -> dict[str, Path]:
     place.update(net=root / 'net.py', image=root / 'image.png', nothing=root / 'nothing')
     place['net'].write_text(NETWORK + 'train_cfg.update(max_epochs=1)\n')
     assert run('train', place['net'], '--work-dir', place['run']).code == 0
+    options = ['--cfg-options', 'model.backbone.repl=None']
+    assert run('train', place['net'], '--work-dir', root / 'plain', *options).code == 0
+    place['e2e'] = root / 'plain' / 'epoch_1.pth'
     place['other'] = root / 'other'
     shutil.copytree(place['run'], place['other'])
     place['checkpoint'] = place['run'] / 'epoch_1.pth'
