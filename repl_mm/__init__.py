@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repl_mm.deployment import deploy as deploy
+    from repl_mm.fitting import warm_start as warm_start
     from repl_mm.surgery import replace as replace
 
 __version__ = '0.1.0'
 
 # The public functions and their modules, looked up when they are asked for: importing the package imports no torch.
-_FUNCTIONS = {'replace': 'surgery', 'deploy': 'deployment'}
+_FUNCTIONS = {'replace': 'surgery', 'deploy': 'deployment', 'warm_start': 'fitting'}
 
 
 def __getattr__(name: str) -> Any:

@@ -59,6 +59,14 @@ def test_a_gpt_block():
     torch.testing.assert_close(gpt(later)[:, :3], gpt(x)[:, :3])  # still causal
 
 
+def test_a_warm_start():
+    (code,) = blocks('fine_tuning.md')
+    names = run(code)
+    assert list(names['report'].unexplained) == [
+        name for name, module in names['network'].named_modules() if module in computing_layers(names['network'])
+    ]
+
+
 def test_a_registered_backbone():
     backbone = run(blocks('adding_a_backbone.md')[2])['backbone']
     assert [tuple(site) for site in backbone.selection.sites] == [(0, 3), (0, 7)]

@@ -21,6 +21,7 @@ ORDER = [
     'stages',
     'surgery',
     'deployment',
+    'fitting',
     'compat',
     'registry',
     'engine',

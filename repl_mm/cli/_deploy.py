@@ -140,7 +140,7 @@ def deployed_config(config: Config, *, fuse_all: bool) -> Config:
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that becomes it at the end, or vanishes after an error."""
-    out = Path(os.path.realpath(out))  # Path.resolve ends with a bare RuntimeError on a loop of links
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f'{out} is there already: give a new folder')
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """What draws predictions when the arguments are read."""
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -29,14 +28,13 @@ def find_images(path: Path, *, out_dir: Path) -> dict[Path, Path]:
     """The picture to write for each image, in folders of the same names for those in folders of their own."""
     if not path.exists():
         raise ValueError(f'there is no image or folder {path}')
-    out_dir = Path(os.path.realpath(out_dir))  # Path.resolve ends with a bare RuntimeError on a loop of links
-    if out_dir == (path if path.is_dir() else path.parent).resolve():
+    if out_dir.resolve() == (path if path.is_dir() else path.parent).resolve():
         raise ValueError(f'--out-dir {out_dir} is the folder of the images: give another one')
     images, root = [path], path.parent
     if path.is_dir():
         root = path
         # Pictures of an earlier call are no images.
-        files = [p for p in path.rglob('*') if p.is_file() and out_dir not in p.resolve().parents]
+        files = [p for p in path.rglob('*') if p.is_file() and out_dir.resolve() not in p.resolve().parents]
         images = sorted(p for p in files if p.suffix.lower() in IMG_EXTENSIONS)
         others = sorted(str(p.relative_to(path)) for p in set(files).difference(images))
         if not images:

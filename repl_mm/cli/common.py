@@ -35,6 +35,8 @@ def exit_on_user_error(*, on_interrupt: str = '') -> Iterator[None]:
     except FloatingPointError as error:
         _leave(f'error: {error}', code=1)
     except RuntimeError as error:
+        if str(error).startswith('Symlink loop'):  # what Path.resolve raises
+            _leave(f'error: {summarise(error)}: give another path', code=2)
         if 'DataLoader worker' not in str(error):
             raise
         _leave(f'error: {summarise(error)}: it may have run out of memory', code=1)

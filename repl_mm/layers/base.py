@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_mm.layers.cost import Cost
+from repl_mm.layers.fit import Fit
 from repl_mm.layers.parts import Parts, find_reader, read
 from repl_mm.layers.static import StaticLayer
 
@@ -140,6 +141,10 @@ class ComputingLayer(nn.Module):
         """
         raise NotImplementedError
 
+    def fit(self) -> Fit | None:
+        """How a warm start fits it to the block whose place it takes; None where there is nothing to fit."""
+        return None
+
     def cost(self, shape: torch.Size) -> Cost:
         """What it costs in training; ``shape`` is that of the input of a batch."""
         raise NotImplementedError
@@ -191,6 +196,11 @@ class MixingLayer(ComputingLayer):
     def _asked(self, prev: Any, next: Any) -> tuple[Any, ...]:
         """Out of what both neighbours have, that of those that are mixed."""
         return {'both': (prev, next), 'prev': (prev,), 'next': (next,)}[self.options['neighbours']]
+
+    def columns(self, prev: Tensor, next: Tensor) -> list[Tensor]:
+        """What each coefficient weighs, in their order, given what it is of each neighbour."""
+        asked = self._asked(prev, next)
+        return [sum(asked)] if self.options['coefficients'] == 'one' else list(asked)
 
     def _lent(self, parameter: Tensor) -> Tensor:
         """A neighbour's parameter that is used as it is."""

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from repl_mm.layers.base import MixingLayer, Option, flag, shape_refusal
 from repl_mm.layers.cost import Cost, layer_cost, recomputed
+from repl_mm.layers.fit import ConvolutionFit, Fit, NormFit
 from repl_mm.layers.memory import draw, recompute_between, sampled_conv2d
 from repl_mm.layers.parts import Parts, ResidualParts, as_module, read
-from repl_mm.layers.static import Residual, StaticLayer, fold, static_conv
+from repl_mm.layers.static import Residual, StaticLayer, fold, is_foldable, static_conv
 from repl_mm.synthesis import mix_channels
 
 
@@ -47,6 +48,7 @@ class _ResidualLayer(MixingLayer):
     variants = ({}, dict(recompute=True), dict(grad_fraction=0.25), dict(recompute=True, grad_fraction=0.25))
     convs: ClassVar[int]  # of the blocks that it stands for
     spatial: ClassVar[int]  # which of them gives the geometry
+    stands_in: ClassVar[tuple[int, ...]]  # for which of them the synthesised kernel does
     pointwise: ClassVar[tuple[int, ...]] = ()  # which of them are 1x1
     # (neighbour, its convolution, the removed block's) of each kernel that is lent; 0 is the left neighbour.
     lent: ClassVar[tuple[tuple[int, int, int], ...]]
@@ -95,19 +97,28 @@ class _ResidualLayer(MixingLayer):
         if self.zero_init_residual and self.norm.weight is not None:
             nn.init.zeros_(self.norm.weight)
 
+    def kernels(self) -> tuple[Tensor, Tensor]:
+        """The kernels that are mixed, the left neighbour's and the right one's."""
+        raise NotImplementedError
+
     def weight(self) -> Tensor:
         """The synthesised kernel, shape (C, C / groups, q, q) for C channels of the spatial convolution."""
-        raise NotImplementedError
+        return mix_channels(*self._terms(*self.kernels()), stop_gradient=self.options['stop_gradient'])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(N, C, H, W) to the same; what else a block of its kind is called with has no meaning here."""
-        out = self._branch(x, self._convolution())
+        out = self._norm_after(*self._last(x))
         out += x
         return self.activation(out)
 
-    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
-        """The residual branch with its norm, shape (N, C, H, W); ``conv`` is the synthesised convolution."""
+    def _last(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The convolution in front of the norm, and its input."""
         raise NotImplementedError
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        """The norm's input, shape (N, C, H, W)."""
+        conv, x = self._last(x)
+        return conv(x)
 
     def _convolution(self) -> Callable[[Tensor], Tensor]:
         weight, fraction = self.weight(), self.options['grad_fraction']
@@ -143,16 +154,18 @@ class ComputingBasicBlock(_ResidualLayer):
     parameters are alpha (C,), beta (C,) and the norm's 2 C: 4 C in all (Eq. 44).
     """
 
-    convs, spatial = 2, 0
+    convs, spatial, stands_in = 2, 0, (0, 1)
     lent = ((0, 1, 0), (1, 0, 0))
 
-    def weight(self) -> Tensor:
+    def kernels(self) -> tuple[Tensor, Tensor]:
         prev, next = self.parts
-        terms = self._terms(prev.convs[1].weight, next.convs[0].weight)
-        return mix_channels(*terms, stop_gradient=self.options['stop_gradient'])
+        return prev.convs[1].weight, next.convs[0].weight
 
-    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
-        return self._norm_after(conv, x)
+    def _last(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        return self._convolution(), x
+
+    def fit(self) -> Fit:
+        return ConvolutionFit(self) if is_foldable(self.norm) else NormFit(self)
 
     def _static_branch(self) -> nn.Module:
         return fold(static_conv(self.weight(), **self.geometry), self.norm)
@@ -183,20 +196,22 @@ class ComputingBottleneck(_ResidualLayer):
     parameters are alpha (B,), beta (B,) and the norm's 2 C: 2 B + 2 C in all (Eq. 47).
     """
 
-    convs, spatial, pointwise = 3, 1, (0, 2)
+    convs, spatial, stands_in, pointwise = 3, 1, (1,), (0, 2)
     lent = ((0, 0, 0), (0, 1, 1), (1, 1, 1), (1, 2, 2))
 
-    def weight(self) -> Tensor:
+    def kernels(self) -> tuple[Tensor, Tensor]:
         prev, next = self.parts
-        terms = self._terms(prev.convs[1].weight, next.convs[1].weight)
-        return mix_channels(*terms, stop_gradient=self.options['stop_gradient'])
+        return prev.convs[1].weight, next.convs[1].weight
 
-    def _branch(self, x: Tensor, conv: Callable[[Tensor], Tensor]) -> Tensor:
+    def _last(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         prev, next = self.parts
         expand = self._lent(next.convs[2].weight)
         z = self.activation(F.conv2d(x, self._lent(prev.convs[0].weight)))  # (N, B, H, W)
-        z = self.activation(conv(z))
-        return self._norm_after(lambda z: F.conv2d(z, expand), z)
+        z = self.activation(self._convolution()(z))
+        return lambda z: F.conv2d(z, expand), z
+
+    def fit(self) -> Fit:
+        return NormFit(self)
 
     def _static_branch(self) -> nn.Module:
         prev, next = self.parts

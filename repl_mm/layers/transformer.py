@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from repl_mm.layers.base import MixingLayer, Option, flag, shape_refusal
 from repl_mm.layers.cost import Cost, layer_cost, recomputed
+from repl_mm.layers.fit import AffineFit, Fit, ProjectionFit
 from repl_mm.layers.memory import recompute_between
 from repl_mm.layers.parts import Activation, TransformerParts, as_module, owner_of_forward, read
 from repl_mm.layers.static import Residual, StaticAffine, StaticLayer, static_layer_norm, static_linear
-from repl_mm.synthesis import average, average_normalised, mix, mix_heads
+from repl_mm.synthesis import average, average_normalised, mix, mix_heads, row_norm
 
 # timm's chooses between two kernels of the same.
 LAYER_NORMS = ('torch.nn.modules.normalization.LayerNorm', 'timm.layers.norm.LayerNorm')
@@ -150,6 +151,11 @@ class _TransformerLayer(MixingLayer):
         """The synthesised projection (D, D) and its bias (D,)."""
         raise NotImplementedError
 
+    def fit(self) -> Fit | None:
+        if self.sources == 'mlp':
+            return None
+        return AffineFit(self) if self.sources == 'none' else ProjectionFit(self)
+
     def mlp_weights(self) -> list[tuple[Tensor, Tensor | None]]:
         """Weight and bias of both linear layers of the MLP, shapes (F, D), (F,), (D, F), (D,)."""
         prev, next = self.parts
@@ -249,6 +255,14 @@ class ScalarTransformerLayer(_TransformerLayer):
     def _projection(self, x: Tensor) -> Tensor:
         return F.linear(x, *self.weight_and_bias())
 
+    def projected(self, x: Tensor) -> list[Tensor]:
+        """What each coefficient weighs at tokens (T, D), the same shape."""
+        return self.columns(*(F.linear(x, parts.proj.weight, parts.proj.bias) for parts in self.parts))
+
+    def grouped(self, weight: Tensor, *, borrowed: bool) -> Tensor:
+        """A projection as rows of numbers that share a coefficient."""
+        return weight.reshape(1, -1)
+
     def _static_projection(self) -> nn.Module:
         # Nothing stands between the tokens and the projection, so it takes in the residual too: (W + I) X.
         weight, bias = self.weight_and_bias()
@@ -291,6 +305,26 @@ class HeadwiseTransformerLayer(_TransformerLayer):
 
     def _projection(self, x: Tensor) -> Tensor:
         return F.linear(self._borrowed_norm(self.parts[0].norm1)(x), *self.weight_and_bias())
+
+    def projected(self, x: Tensor) -> list[Tensor]:
+        """What each coefficient weighs at tokens (T, D), the same shape; one neighbour's heads, then the other's."""
+        x = self._borrowed_norm(self.parts[0].norm1)(x)
+        number = self.parts[0].num_heads
+        heads = (  # (H, T, D) of each neighbour
+            torch.einsum(
+                'thd,hcd->htc',
+                x.unflatten(-1, (number, -1)),
+                self.grouped(w, borrowed=True).view(number, x.size(-1), -1),
+            )
+            for w in (parts.proj.weight for parts in self.parts)
+        )
+        return [head for neighbour in self.columns(*heads) for head in neighbour]
+
+    def grouped(self, weight: Tensor, *, borrowed: bool) -> Tensor:
+        """A projection as rows of numbers that share a coefficient, a row for each head."""
+        if borrowed:
+            weight = weight / row_norm(weight) * weight.size(1) ** -0.5
+        return weight.unflatten(1, (self.parts[0].num_heads, -1)).transpose(0, 1).flatten(1)
 
     def _static_projection(self) -> nn.Module:
         norm = static_layer_norm(self.parts[0].norm1)
