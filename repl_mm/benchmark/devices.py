@@ -1,6 +1,8 @@
 """What a GPU can do, as its maker states it, and the share of it that a training step gets."""
 
+import json
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,23 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device:
-    """The figures of a device by name.
+    """The figures of a device.
+
+    Args:
+        name: A key of ``DEVICES``, or a ``.json`` file with ``fp32``, ``tf32``, ``bandwidth`` and whatever else of
+            :class:`Device` is not as assumed there.
 
     Raises:
-        ValueError: A name that is not in ``DEVICES``.
+        ValueError: A name that is not in ``DEVICES``, or a file with a figure that is missing, unknown or absurd.
     """
-    if name not in DEVICES:
-        raise ValueError(f'unknown device {name!r}: choose out of {", ".join(DEVICES)}')
-    return DEVICES[name]
+    if not name.endswith('.json'):
+        if name not in DEVICES:
+            raise ValueError(f'unknown device {name!r}: choose out of {", ".join(DEVICES)}, or give a .json file')
+        return DEVICES[name]
+    try:
+        return Device(**json.loads(Path(name).read_text(encoding='utf-8')))
+    except TypeError as error:
+        known = ', '.join(field.name for field in fields(Device))
+        raise ValueError(f'{name} gives a device other figures than {known}: {error}') from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{name} does not describe a device: {error}') from None

@@ -7,10 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def is_launched(operator: Any) -> bool:
-    """Whether an operator launches something, by its schema: views and allocations do not."""
+    """Whether an operator launches something, by its schema: views, allocations and questions (``prim``) do not."""
     schema = operator._schema
     is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
-    return not is_view and 'empty' not in schema.name
+    return not is_view and 'empty' not in schema.name and not schema.name.startswith('prim::')
 
 
 class OperatorCounter(TorchDispatchMode):

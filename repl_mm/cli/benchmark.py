@@ -3,6 +3,7 @@
 python tools/benchmark.py latency configs/classification/resnet101-repl_4xb128-90e_in1k.py --batch-size 1 32 --out look
 python tools/benchmark.py train configs/classification/resnet34-repl_4xb128-90e_in1k.py --batch-size 2 16 --out look
 python tools/benchmark.py train --quick --out look
+python tools/benchmark.py train --full --predict a100 --out look
 """
 
 from __future__ import annotations
@@ -62,6 +63,12 @@ def build_parser() -> ArgumentParser:
         nargs='+',
         help='rows beside E2E, their reference (default: all)',
     )
+    step.add_argument(
+        '--predict',
+        metavar='DEVICE',
+        help='measure nothing, predict for a100, h100 or a .json file with the figures of a device (fp32, tf32 in '
+        'TFLOPS, bandwidth in GB/s)',
+    )
     suite = step.add_mutually_exclusive_group()
     suite.add_argument('--quick', action='store_true', help='the published rows at sizes for two CPU cores')
     suite.add_argument('--full', action='store_true', help='the published rows at their published sizes, for a GPU')
@@ -113,7 +120,7 @@ def training_cases(args: Namespace) -> list[Case]:
 
 
 def measure_case(args: Namespace, case: Case, device: torch.device) -> list[object]:
-    from repl_mm.benchmark import latency
+    from repl_mm.benchmark import latency, predict
     from repl_mm.benchmark.training import measure_steps
     from repl_mm.benchmark.variants import VARIANTS, build_variants, name_of
 
@@ -122,6 +129,8 @@ def measure_case(args: Namespace, case: Case, device: torch.device) -> list[obje
     if args.kind == 'latency':
         return latency.measure(config, **options)
     variants = build_variants(config, list(dict.fromkeys(['E2E', *(args.variant or VARIANTS)])))
+    if args.predict:
+        return predict.predict_steps(variants, args.predict, model=name_of(config), batch=batch, size=size)
     return measure_steps(variants, model=name_of(config), **options)
 
 
@@ -138,7 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmengine.logging import MMLogger
 
     from repl_mm.analysis.tables import as_csv
-    from repl_mm.benchmark import latency, report
+    from repl_mm.benchmark import latency, predict, report
+    from repl_mm.benchmark.devices import find_device
     from repl_mm.benchmark.step import check_training_backends
     from repl_mm.benchmark.timing import check_backends, describe
     from repl_mm.engine.files import write_atomic
@@ -149,6 +159,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     MMLogger.get_instance('mmengine', log_level='WARNING')
     with explain(f'cannot use --device {args.device}'):
         device = torch.zeros(1, device=args.device or get_device()).device
+    if predicted := getattr(args, 'predict', None):
+        find_device(predicted)
+        if args.backend != ['fp32']:
+            raise ValueError('--predict is for fp32, with TF32 for convolutions: leave --backend out')
     tables: ModuleType = latency if args.kind == 'latency' else report
     cases: Callable[[Namespace], list[Case]] = latency_cases if args.kind == 'latency' else training_cases
     rows = []
@@ -156,6 +170,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         with explain(f'cannot measure {case[0].filename}'):
             rows += measure_case(args, case, device)
         write_atomic(args.out / f'{args.kind}.csv', as_csv(rows).encode())
+    if predicted:
+        table, conditions = predict.as_table(rows), predict.conditions(predicted)
+        write_atomic(args.out / f'{args.kind}.md', f'{table.markdown()}\n{conditions}\n'.encode())
+        table.print()
+        print(conditions)
+        print(printable(f'Wrote {args.kind}.csv and {args.kind}.md to {args.out}'))
+        return
     conditions = describe(device)
     write_atomic(args.out / f'{args.kind}.md', tables.as_markdown(rows, conditions=conditions).encode())
     write_atomic(args.out / f'{args.kind}.png', tables.as_png(rows, conditions=conditions))
