@@ -190,6 +190,8 @@ def predict_steps(
             step = predict_step(config, figures, batch=batch, size=size)
         except ValueError as error:
             rows.append(replace(row, note=str(error)))
+            if reference is None:  # so nothing of this model can be predicted
+                break
             continue
         reference = reference or step
         published = PUBLISHED.get(model, (None, None)) if variant.startswith('RepL') else (None, None)
