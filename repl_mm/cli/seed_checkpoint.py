@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.out.is_dir():
         raise ValueError(f'{args.out} is a folder: give the name of a file, such as {args.out / "seed.pth"}')
+    if args.out.suffix != '.pth':  # one slip, and it would be written over the config
+        raise ValueError(f'the checkpoint to write ends in .pth, got {args.out}')
 
     import torch
     from mmengine.logging import MMLogger

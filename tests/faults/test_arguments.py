@@ -55,9 +55,9 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def files(tmp_path_factory) -> dict[str, Path]:
-    """A run and what is no run, by name."""
+    """A run and what is no run, by name; each tool has its own, as it may write over them."""
     root = tmp_path_factory.mktemp('arguments')
     place = {name: root / name for name in ('run', 'folder', 'pipe', 'null', 'zero', 'loop', 'empty', 'junk', 'binary')}
     place.update(net=root / 'net.py', image=root / 'image.png', nothing=root / 'nothing')
