@@ -1,7 +1,7 @@
 """A warm start: the computing layers of a network fitted to the blocks of a trained one, without training.
 
-Three steps, each better than the one before: coefficients in weight space, coefficients and norms in activation space,
-and the statistics of batch norms. ``docs/fine_tuning.md`` says what they bring.
+Three steps: coefficients in weight space, coefficients and norms in activation space, the statistics of batch norms.
+``docs/fine_tuning.md`` says what they bring.
 """
 
 import copy

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from repl_mm.engine.files import require_regular
+
 
 @dataclass(frozen=True)
 class Device:
@@ -54,6 +56,7 @@ def find_device(name: str) -> Device:
         if name not in DEVICES:
             raise ValueError(f'unknown device {name!r}: choose out of {", ".join(DEVICES)}, or give a .json file')
         return DEVICES[name]
+    require_regular(name)
     try:
         return Device(**json.loads(Path(name).read_text(encoding='utf-8')))
     except TypeError as error:

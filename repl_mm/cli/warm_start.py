@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repl_mm.analysis.tables import Table
-from repl_mm.cli.common import add_arguments, add_trust, exit_on_user_error
+from repl_mm.cli.common import add_cfg_options, add_trust, exit_on_user_error
 from repl_mm.engine.errors import explain, printable
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config with sites')
     parser.add_argument('checkpoint', help='checkpoint of the same network, trained without sites')
-    parser.add_argument('out', type=Path, help='the checkpoint to write, .pth; a table and a .json go beside it')
+    parser.add_argument(
+        'out', type=Path, help='the checkpoint to write, .pth; a table, a .json and a folder for logs go beside it'
+    )
     parser.add_argument(
         '--batches', type=int, default=20, help='batches of the training data to fit to (default: %(default)s)'
     )
-    add_arguments(parser)
+    add_cfg_options(parser)
     add_trust(parser)
     return parser
 
@@ -129,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from repl_mm.engine.files import write_atomic
     from repl_mm.engine.weights import load_strict, read_checkpoint
 
+    args.work_dir = str(args.out.with_suffix(''))
     config = load_config(args, sections=('model', 'train_dataloader', 'test_dataloader', 'test_cfg', 'test_evaluator'))
     require_sites(config)
     config.update(load_from=None, resume=False, log_level='WARNING')

@@ -5,6 +5,7 @@ Oracles: torch's memory tracker on real CPU tensors; counts by hand.
 
 import csv
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from mmengine.config import Config
 from torch import nn
 
 from repl_mm.benchmark.devices import Device, find_device
-from repl_mm.benchmark.predict import OperatorCosts, predict_step
+from repl_mm.benchmark.predict import OperatorCosts, PredictedRow, as_table, predict_step
 from repl_mm.benchmark.step import TrainingStep
 from repl_mm.benchmark.training import MIB, measure_memory
 from repl_mm.benchmark.variants import build_variants
@@ -131,3 +132,19 @@ def test_what_cannot_be_predicted_says_why_and_the_table_goes_on(tmp_path):
     rows = list(csv.DictReader((tmp_path / 'train.csv').open()))
     assert [bool(row['note']) for row in rows] == [True, False, False]
     assert 'losses of detectors and segmenters need data' in rows[0]['note']
+
+
+def test_the_page_has_the_figures_of_its_file():
+    """What the tool writes from the records: the page's table, cell by cell."""
+    results = Path(__file__).parents[2] / 'docs/results'
+    (path,) = results.glob('predicted_a100_*.csv')
+    kinds = {field.name: field.type for field in fields(PredictedRow)}
+    rows = [
+        PredictedRow(**{
+            key: value if kinds[key] is str else int(value) if kinds[key] is int else float(value) if value else None
+            for key, value in record.items()
+        })
+        for record in csv.DictReader(path.open())
+    ]  # fmt: skip
+    assert len(rows) > 80
+    assert as_table(rows).markdown() in path.with_suffix('.md').read_text()

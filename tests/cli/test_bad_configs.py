@@ -4,6 +4,7 @@ Each of these ended in a traceback of a host library, or was silently taken.
 """
 
 import json
+import re
 
 import pytest
 from cli_helpers import CLASSIFIER, run
@@ -50,8 +51,7 @@ def refused(tmp_path):
 
 @pytest.mark.parametrize(('option', 'expected'), OPTIONS)
 def test_options(option, expected, refused):
-    line = refused(CLASSIFIER, option)
-    assert pytest.RaisesExc(ValueError, match=expected).matches(ValueError(line)), line
+    assert re.search(expected, refused(CLASSIFIER, option))
 
 
 def test_a_mapping_still_merges_into_an_item_of_a_list(tmp_path):

@@ -20,6 +20,7 @@ from mmengine.registry import HOOKS, MODELS, TRANSFORMS
 from mmpretrain.datasets import CIFAR10
 from mmseg.models.losses.utils import get_class_weight
 
+from repl_mm.engine import lookup
 from repl_mm.engine.lookup import read_pickle, trust
 
 MODULE = """
@@ -31,6 +32,12 @@ model = dict(type='ImageClassifier')
 def call(*args, **kwargs):
     Path({marker!r}).touch()
 """
+
+
+@pytest.fixture(autouse=True)
+def untrusting(monkeypatch):
+    """Each test begins as a process does, whatever config files others have read."""
+    monkeypatch.setattr(lookup, '_trusted', set())
 
 
 @pytest.fixture

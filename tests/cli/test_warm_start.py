@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     (root / 'repl.py').write_text(NETWORK)
     (root / 'e2e.py').write_text(E2E)
     assert run('train', root / 'e2e.py', '--work-dir', root / 'run').code == 0
-    done = run('warm_start', root / 'repl.py', root / 'run/epoch_2.pth', root / 'out.pth', '--work-dir', root / 'log')
+    done = run('warm_start', root / 'repl.py', root / 'run/epoch_2.pth', root / 'out.pth')
     assert done.code == 0, done.err
     (root / 'printed').write_text(done.out)
     return root
@@ -79,9 +79,7 @@ BAD = [
 @pytest.mark.parametrize(('args', 'expected'), BAD)
 def test_bad_input_is_one_line(args, expected, folder, tmp_path):
     place = dict(e2e=folder / 'e2e.py', repl=folder / 'repl.py', run=folder / 'run/epoch_2.pth', out=folder / 'out.pth')
-    done = run(
-        'warm_start', *(arg.format(new=tmp_path / 'new', **place) for arg in args), '--work-dir', tmp_path / 'log'
-    )
+    done = run('warm_start', *(arg.format(new=tmp_path / 'new', **place) for arg in args))
     assert done.code == 2
     assert re.search(f'error: .*{expected}', done.err.splitlines()[-1])
     assert not (tmp_path / 'new.pth').exists()
