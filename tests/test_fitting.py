@@ -19,7 +19,7 @@ from torch import nn
 
 import repl_mm
 from repl_mm.backbones import ReplResNet, ReplViT
-from repl_mm.fitting import WarmStart, check_pair, fit_weights
+from repl_mm.fitting import WarmStart, adopt_weights, check_pair, estimate_norms, fit_features, fit_weights
 from repl_mm.layers.least_squares import LeastSquares
 from repl_mm.layers.parts import find_reader, reads
 from repl_mm.surgery import computing_layers
@@ -169,6 +169,30 @@ def test_a_site_is_fitted_on_the_features_of_the_changed_network():
     np.testing.assert_allclose([sites[1].alpha[3].item(), sites[1].beta[3].item()], solution[:2], rtol=1e-3)
 
 
+def test_a_site_is_fitted_on_settled_features():
+    """The second site's slopes, on what is there when all norms have the statistics that the first site leaves."""
+    network, reference = resnet(stages=['layer1', 'layer2'])
+    data = batches()
+    stepwise, report = copy.deepcopy(network), WarmStart()
+    repl_mm.warm_start(network, reference, data)
+    sites = check_pair(stepwise, reference)
+    first, second = sites
+    adopt_weights(stepwise, reference)
+    fit_weights(sites, reference, report)
+    fit_features(stepwise, {first: sites[first]}, reference, data, lambda model, batch: model(batch), report)
+    unsettled = inputs_of(sites[second], stepwise, data)
+    estimate_norms(stepwise, data, lambda model, batch: model(batch), report)
+    x, h = inputs_of(sites[second], stepwise, data), inputs_of(reference.layer2[1], reference, data)
+    assert not torch.allclose(x, unsettled)
+    goal = outputs_of(reference.layer2[1].bn2, reference, data) + h - x
+    prev, next = reference.layer2[0].conv2.weight.detach(), reference.layer2[2].conv1.weight.detach()
+    maps = [F.conv2d(x, w / row_norm(w)[..., None, None], padding=1) for w in (prev, next)]
+    design = np.stack([*(m[:, 3].numpy().ravel() for m in maps), np.ones(goal[:, 0].numel())], axis=1)
+    solution = np.linalg.lstsq(design, goal[:, 3].numpy().ravel(), rcond=None)[0]
+    found = network.get_submodule(second)
+    np.testing.assert_allclose([found.alpha[3].item(), found.beta[3].item()], solution[:2], rtol=1e-6)
+
+
 @pytest.mark.parametrize('repl', [{}, dict(coefficients='one'), dict(neighbours='prev'), dict(neighbours='next')])
 def test_scalars_of_a_transformer(repl):
     network, reference = vit(policy='explicit', sites=[(0, 2)], **({'every': None} | repl))
@@ -286,9 +310,13 @@ def test_norms_that_the_host_holds_stay():
     torch.manual_seed(0)
     reference = randomise(ReplResNet(**options))
     network = ReplResNet(**options, repl=dict(policy='budget', every=4))
+    sites = computing_layers(network)
+    for layer in sites:  # long warmed up, so that the host holds them too
+        layer.norm.num_batches_tracked.fill_(1000)
+    network.train()
+    assert not any(layer.norm.training for layer in sites)
     data = [batch.float() for batch in batches()]
     report = repl_mm.warm_start(network, reference, data)
-    sites = computing_layers(network)
     assert (report.norms, len(report.kept)) == (len(sites), 36 - 2 * len(sites))
     theirs = reference.state_dict()
     kept = [key for key in network.state_dict() if 'running' in key and key in theirs]
