@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TASK ?= classification
 
-.PHONY: setup demo test test-faults lint format
+.PHONY: setup demo test test-faults test-package lint format docs
 
 setup: $(READY)
 
-$(READY): requirements.txt constraints.txt pyproject.toml
+$(READY): requirements.txt constraints.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo 'error: Python 3.11 is needed: call make PYTHON=/path/to/python3.11' >&2; exit 2; }
 	@echo 'Setting up $(VENV): 2 to 3 minutes, once.'
@@ -23,10 +23,14 @@ demo: $(READY)
 
 # worksteal gives either process tests that stand together, so that what a file builds once is built once.
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/faults
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/faults --ignore=tests/package
 
 test-faults: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/faults
+
+# Wheel and sdist, installed elsewhere.
+test-package: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/package
 
 lint: $(READY)
 	@$(BIN)/ruff check .
@@ -35,3 +39,8 @@ lint: $(READY)
 format: $(READY)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+# The site, in docs/_build/html; a warning is an error.
+docs: $(READY)
+	@$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	@echo 'The first page is docs/_build/html/index.html'
