@@ -1,17 +1,1 @@
-_base_ = './_vit_4xb256-90e_in1k.py'
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='VisionTransformer', arch='base', img_size=224, patch_size=16),
-    neck=None,
-    head=dict(
-        type='VisionTransformerClsHead',
-        num_classes=1000,
-        in_channels=768,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
-        topk=(1, 5),
-    ),
-    init_cfg=[
-        dict(type='TruncNormal', layer='Linear', std=0.02),
-        dict(type='Constant', layer='LayerNorm', val=1, bias=0),
-    ],
-)
+_base_ = ['./_vit-base-p16.py', './_vit_4xb256-90e_in1k.py']

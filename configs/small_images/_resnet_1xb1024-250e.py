@@ -1,11 +1,7 @@
 # The paper's recipe for residual networks on small images: one GPU, batch 1024, SGD 0.8, 250 epochs.
 # Momentum, weight decay, warm-up and the cosine are not in the paper; they are the customary ones.
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='repl_mm.ReplResNetCIFAR', zero_init_residual=False),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
-)
+_base_ = './_resnet.py'
+
 train_cfg = dict(by_epoch=True, max_epochs=250, val_interval=1)
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.8, momentum=0.9, weight_decay=1e-4))
 param_scheduler = [

@@ -1,13 +1,7 @@
 # The paper's recipe for ViT-Tiny/8 on small images: one GPU, batch 512, AdamW 1e-3, 250 epochs.
 # Weight decay, warm-up and the cosine are not in the paper; they are the customary ones.
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='repl_mm.ReplViT', arch='deit-tiny', img_size=32, patch_size=8),
-    neck=None,
-    head=dict(
-        type='VisionTransformerClsHead', num_classes=10, in_channels=192, loss=dict(type='CrossEntropyLoss'), topk=(1,)
-    ),
-)
+_base_ = './_vit-tiny-p8.py'
+
 train_cfg = dict(by_epoch=True, max_epochs=250, val_interval=1)
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
 param_scheduler = [
