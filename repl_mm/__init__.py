@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repl_mm.adaptation import adapt as adapt
     from repl_mm.deployment import deploy as deploy
     from repl_mm.fitting import warm_start as warm_start
     from repl_mm.surgery import replace as replace
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 
 # The public functions and their modules, looked up when they are asked for: importing the package imports no torch.
-_FUNCTIONS = {'replace': 'surgery', 'deploy': 'deployment', 'warm_start': 'fitting'}
+_FUNCTIONS = {'replace': 'surgery', 'deploy': 'deployment', 'warm_start': 'fitting', 'adapt': 'adaptation'}
 
 
 def __getattr__(name: str) -> Any:

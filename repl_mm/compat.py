@@ -5,6 +5,7 @@ Importing this module changes nothing: ``import repl_mm`` lets mmcv find the ope
 """
 
 import tarfile
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -97,6 +98,32 @@ class TorchOperators(ModuleType):
             )
 
         return missing
+
+
+# The fork of each host library, and the distributions that it writes over: pip takes them for strangers.
+FORKS = {
+    'onedl-mmengine': ('mmengine', 'mmengine-lite'),
+    'onedl-mmcv': ('mmcv', 'mmcv-lite', 'mmcv-full'),
+    'onedl-mmpretrain': ('mmpretrain',),
+    'onedl-mmdetection': ('mmdet',),
+    'onedl-mmsegmentation': ('mmsegmentation',),
+}
+
+
+def require_one_stack() -> None:
+    """Refuse an environment in which the host libraries and their forks lie over each other.
+
+    Raises:
+        ValueError: A library is installed twice; whichever came last has overwritten the other's files.
+    """
+    installed = {distribution.name.lower().replace('_', '-') for distribution in metadata.distributions()}
+    twice = [(fork, name) for fork, names in FORKS.items() for name in names if {fork, name} <= installed]
+    if twice:
+        (fork, original), names = twice[0], ' '.join(sorted({name for pair in twice for name in pair}))
+        raise ValueError(
+            f'{fork} and {original} are both installed, and one has overwritten files of the other: '
+            f"pip uninstall {names}, then pip install 'repl_mm[onedl]' or 'repl_mm[openmmlab]'"
+        )
 
 
 def resolve_mmseg_configs() -> None:

@@ -1,14 +1,14 @@
 """The door to the deployed network, and the proof that it is the same one."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from repl_mm.layers import ComputingLayer, fold, is_foldable
+from repl_mm.layers import AdaptiveBlock, ComputingLayer, fold, is_foldable
 from repl_mm.layers.parts import find_reader, norm_pairs, stem_pairs
 from repl_mm.surgery import check_links, computing_layers, stages_with_sites
 
@@ -71,7 +71,7 @@ def make_static(network: nn.Module, *, fuse_all: bool) -> None:
     check_links(network)
     for stage in stages_with_sites(network).values():
         for index, block in enumerate(stage):
-            if isinstance(block, ComputingLayer):
+            if isinstance(block, ComputingLayer | AdaptiveBlock):
                 stage[index] = block.fuse()
     if fuse_all:
         fold_norms(network)
@@ -110,23 +110,42 @@ def relative_difference(ours: object, reference: object) -> float:
 
 
 @torch.no_grad()
-def parity(static: nn.Module, reference: nn.Module, images: Tensor) -> float:
-    """Relative difference of two whole models' raw outputs, computed in the precision of ``images``.
+def parity(static: nn.Module, reference: nn.Module, inputs: Tensor, *, dtype: torch.dtype | None = None) -> float:
+    """Relative difference of two whole models' raw outputs.
 
     Args:
         static: The deployed model.
         reference: The model that it was made from, in eval mode.
-        images: Normalised images, shape (N, 3, H, W).
+        inputs: Normalised images (N, 3, H, W), or tokens (N, T).
+        dtype: The precision to compute in, by default that of the images.
     """
-    ours, theirs = (RawOutputs(copy.deepcopy(model).to(images.dtype))(images) for model in (static, reference))
+    dtype = dtype or inputs.dtype
+    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    ours, theirs = (RawOutputs(copy.deepcopy(model).to(dtype))(inputs) for model in (static, reference))
     return relative_difference(ours, theirs)
+
+
+def takes_images(model: nn.Module) -> bool:
+    """Whether a model is one for images; any other has a method ``example_inputs(number, shape=None)``."""
+    return not hasattr(model, 'example_inputs')
+
+
+def example_inputs(model: nn.Module, number: int, shape: Sequence[int] | None = None) -> Tensor:
+    """Random inputs that a model can be called with.
+
+    Args:
+        model: A model, or the backbone of one.
+        number: Of images, or of what else the model takes.
+        shape: Of one of them; (C, H, W) of an image. A model for something else has its own.
+    """
+    return torch.randn(number, *shape) if takes_images(model) else model.example_inputs(number, shape)
 
 
 class RawOutputs(nn.Module):
     """The tensors that a model gives before any post-processing, as one tuple.
 
-    A classifier's and a segmentor's logits, a detector's class logits of all levels and then its box deltas of all
-    levels, or a backbone's features.
+    The logits of a classifier, a segmentor or a language model, a detector's class logits of all levels and then its
+    box deltas of all levels, or a backbone's features.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -134,8 +153,8 @@ class RawOutputs(nn.Module):
         self.model = model
         self.options = {'mode': 'tensor'} if hasattr(model, 'backbone') else {}
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tree_leaves(self.model(images, **self.options)))
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree_leaves(self.model(inputs, **self.options)))
 
     def names(self, number: int) -> list[str]:
         """What the outputs are called in an exported graph."""

@@ -15,6 +15,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from repl_mm.adaptation import adaptive_blocks
 from repl_mm.layers import ComputingLayer, read
 from repl_mm.layers.least_squares import LeastSquares
 from repl_mm.surgery import check_checkpoint, computing_layers, stages_with_sites
@@ -85,6 +86,11 @@ def check_pair(network: nn.Module, reference: nn.Module) -> dict[str, ComputingL
     Raises:
         ValueError: It is not, or there are none.
     """
+    if adaptive_blocks(network):
+        raise ValueError(
+            "the sites of policy 'adaptive' change in training: warm-start a network with a fixed policy, such as "
+            'the one of its start'
+        )
     sites = {name: module for name, module in network.named_modules() if isinstance(module, ComputingLayer)}
     if all(layer.fit() is None for layer in sites.values()):
         raise ValueError('the network has no computing layers to fit: give one with sites, not dropped or deployed')

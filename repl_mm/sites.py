@@ -7,7 +7,8 @@ and no two sites are adjacent.
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -67,12 +68,21 @@ class Layout:
 
 @dataclass(frozen=True)
 class Selection:
-    """The sites that a policy chose for a layout, what it was refused, and what else must be said."""
+    """What a policy chose for a layout.
+
+    Attributes:
+        layout: What it chose in.
+        sites: The positions that are replaced; where that changes in training, those of the first epoch.
+        refusals: What it asked for and was refused.
+        note: What else must be said.
+        candidates: The positions among which training chooses anew; none where the sites stay.
+    """
 
     layout: Layout
     sites: tuple[Site, ...]
     refusals: tuple[Refusal, ...] = ()
     note: str = ''
+    candidates: tuple[Site, ...] = ()
 
 
 def choose(layout: Layout, *, policy: str, **options: Any) -> Selection:
@@ -80,7 +90,7 @@ def choose(layout: Layout, *, policy: str, **options: Any) -> Selection:
 
     Args:
         layout: Block counts of the network.
-        policy: One of ``POLICIES``: :func:`interval`, :func:`budget`, :func:`explicit`.
+        policy: One of ``POLICIES``: :func:`interval`, :func:`budget`, :func:`explicit`, :func:`adaptive`.
         **options: The options of that policy.
 
     Raises:
@@ -94,7 +104,11 @@ def choose(layout: Layout, *, policy: str, **options: Any) -> Selection:
 
 def policy_options(policy: str) -> list[str]:
     """Names of the options that a policy takes."""
-    return [name for name in inspect.signature(POLICIES[policy]).parameters if name != 'layout']
+    parameters = inspect.signature(POLICIES[policy]).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):  # those of the policy it stands on
+        names += [name for other in POLICIES if other != policy for name in policy_options(other)]
+    return list(dict.fromkeys(names))
 
 
 def interval(layout: Layout, *, every: int | None = None) -> Selection:
@@ -148,7 +162,24 @@ def explicit(layout: Layout, *, sites: Iterable[Sequence[int]] = ()) -> Selectio
     return Selection(layout, chosen)
 
 
-POLICIES = {'interval': interval, 'budget': budget, 'explicit': explicit}
+def adaptive(layout: Layout, *, start: str | None = None, **options: Any) -> Selection:
+    """At first the sites of the fixed policy ``start``, then as many that training chooses at every epoch (Eq. 34).
+
+    The options are those of that policy. See :func:`repl_mm.adapt`.
+    """
+    fixed = [name for name, policy in POLICIES.items() if policy is not adaptive]
+    if start not in fixed:
+        raise ValueError(
+            "policy 'adaptive' needs 'start', the policy that gives the number of sites and those of the first epoch: "
+            f'one of {", ".join(map(repr, fixed))}, got start={start!r}'
+        )
+    if unknown := sorted(set(options) - set(policy_options(start))):
+        given, allowed = (', '.join(map(repr, names)) for names in (unknown, policy_options(start)))
+        raise ValueError(f"policy 'adaptive' with start={start!r} has no option {given}: it takes {allowed}")
+    return replace(choose(layout, policy=start, **options), candidates=tuple(layout.eligible()))
+
+
+POLICIES = {'interval': interval, 'budget': budget, 'explicit': explicit, 'adaptive': adaptive}
 
 
 def _is_integer(value: object) -> bool:
@@ -195,7 +226,7 @@ def most(eligible: Sequence[Site]) -> int:
 
 
 def spread(
-    layout: Layout, eligible: Sequence[Site], *, number: int, worth: Callable[[Site], int] = lambda site: 0
+    layout: Layout, eligible: Sequence[Site], *, number: int, worth: Callable[[Site], int | Fraction] = lambda site: 0
 ) -> tuple[Site, ...]:
     """The non-adjacent sites of the greatest worth; among equals, those nearest to the middles of equal parts.
 
@@ -203,7 +234,7 @@ def spread(
         layout: Block counts of the network.
         eligible: Sites to choose from, in network order.
         number: How many to choose, at most :func:`most`.
-        worth: What a site is worth; all the same by default, which leaves the even spread.
+        worth: What a site is worth, exactly; all the same by default, which leaves the even spread.
     """
     blocks = sum(layout.blocks)
 
@@ -212,7 +243,7 @@ def spread(
         return (2 * number * layout.depth(site) - ((2 * part + 1) * blocks - number)) ** 2
 
     @cache
-    def best(start: int, part: int) -> tuple[tuple[int, int], tuple[Site, ...]] | None:
+    def best(start: int, part: int) -> tuple[tuple[int | Fraction, int], tuple[Site, ...]] | None:
         """Least cost and sites for parts ``part`` onwards, taken from ``eligible[start:]``."""
         if part == number:
             return (0, 0), ()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_mm.layers import ComputingLayer, ReplConfig, StaticLayer, read
+from repl_mm.layers import AdaptiveBlock, ComputingLayer, ReplConfig, StaticLayer, layer_at, read
 from repl_mm.layers.config import coefficient_names, forms_for
 from repl_mm.layers.parts import find_reader
 from repl_mm.sites import Layout, Selection, Site, choose
@@ -19,6 +19,8 @@ from repl_mm.stages import find_stages, named_stages, parts_of
 
 # What only a deployed checkpoint has in the place of a block.
 DEPLOYED = ('a deployed layer', 'a block with folded norms')
+# What only a checkpoint has whose sites training chooses.
+ADAPTIVE = 'computing.mask'
 
 
 def replace(
@@ -33,7 +35,8 @@ def replace(
         network: The network, before it is wrapped or compiled.
         stages: Names of the modules that hold the blocks. Without them, all ``nn.Sequential`` and ``nn.ModuleList``
             count that hold at least three blocks that a reader accepts.
-        policy: How sites are chosen: ``'interval'``, ``'budget'`` or ``'explicit'``; see :func:`repl_mm.sites.choose`.
+        policy: How sites are chosen: ``'interval'``, ``'budget'``, ``'explicit'``, or ``'adaptive'``, which needs
+            :func:`repl_mm.adapt` after every epoch; see :func:`repl_mm.sites.choose`.
         form: What is put there; ``None`` is the papers' own for these blocks.
         **options: Those of the policy (``every=4``) and of the form (``mlp_fusion=True``).
 
@@ -74,17 +77,33 @@ def replace_blocks(
     """
     selection = choose(lay_out(stages, config, name=name), policy=config.policy, **config.policy_options)
     modules = list(stages.values())
-    for stage, index in selection.sites:
-        blocks = modules[stage]
-        layer = config.layer_for(read(blocks[index]))
-        blocks[index] = layer(
-            blocks[index],
+    for stage, index in selection.candidates:  # before any layer takes what stands there for its neighbour
+        modules[stage][index] = AdaptiveBlock(modules[stage][index])
+    for site in selection.candidates or selection.sites:
+        blocks, index = modules[site.stage], site.index
+        removed = blocks[index]
+        layer = config.layer_for(read(removed))(
+            removed.block if selection.candidates else removed,
             prev=blocks[index - 1],
             next=blocks[index + 1],
             zero_init_residual=zero_init_residual,
             **config.options,
         )
+        if selection.candidates:
+            removed.attach(layer, is_replaced=site in selection.sites)
+        else:
+            blocks[index] = layer
     return selection
+
+
+def sites_of(stages: Iterable[nn.Module]) -> tuple[Site, ...]:
+    """The positions in stages that are replaced now."""
+    return tuple(
+        Site(stage, index)
+        for stage, blocks in enumerate(stages)
+        for index, block in enumerate(blocks)
+        if (block.is_replaced if isinstance(block, AdaptiveBlock) else isinstance(block, ComputingLayer))
+    )
 
 
 def lay_out(stages: Mapping[str, nn.Module], config: ReplConfig, *, name: str) -> Layout:
@@ -136,7 +155,7 @@ def stages_with_sites(network: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in network.named_modules()
-        if any(isinstance(child, ComputingLayer) for child in module._modules.values())
+        if not isinstance(module, AdaptiveBlock) and any(layer_at(child) for child in module._modules.values())
     }
 
 
@@ -152,14 +171,14 @@ def check_links(network: nn.Module) -> None:
     for name, stage in stages_with_sites(network).items():
         blocks = list(stage._modules.values())  # children() would leave out what stands there twice
         for index, block in enumerate(blocks):
-            if not isinstance(block, ComputingLayer):
+            if (layer := layer_at(block)) is None:
                 continue
             if not 0 < index < len(blocks) - 1:
                 raise ValueError(
                     f'the computing layer at {name}.{index} has lost a neighbour: it stands at the end of its stage'
                 )
             for side, linked, beside in zip(
-                ('left', 'right'), block.neighbours, (blocks[index - 1], blocks[index + 1]), strict=True
+                ('left', 'right'), layer.neighbours, (blocks[index - 1], blocks[index + 1]), strict=True
             ):
                 if linked is not beside:
                     raise ValueError(
@@ -227,10 +246,18 @@ def _blocks_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, dict[
 
 def _check_block(block: nn.Module, name: str, theirs: Mapping[str, Tensor]) -> None:
     own = block.state_dict()
-    replaced = isinstance(block, ComputingLayer)
+    replaced, beside = isinstance(block, ComputingLayer), ADAPTIVE in own
+    if ADAPTIVE in theirs and not beside:
+        raise ValueError(
+            f"the checkpoint was trained with policy 'adaptive', it has a computing layer beside the block at {name}: "
+            'give the config that it was trained with, or deploy it first'
+        )
+    if beside and ADAPTIVE not in theirs:  # trained end to end
+        own = {key: value for key, value in own.items() if not key.startswith('computing.')}
     missing = sorted(set(own) - set(theirs) - {key for key in own if key.endswith('num_batches_tracked')})
     kind = _kind_of(theirs)
-    if replaced and (strange := sorted((coefficient_names() & set(theirs)) - set(own))):
+    coefficients = {f'{"computing." * beside}{coefficient}' for coefficient in coefficient_names()}
+    if (replaced or beside) and (strange := sorted((coefficients & set(theirs)) - set(own))):
         raise ValueError(
             f'the checkpoint has another computing layer at {name}: this one has no coefficient {", ".join(strange)}. '
             'Give the options of the run that wrote the checkpoint'

@@ -25,6 +25,7 @@ METRICS = {
     'mIoU': 'mIoU (%)',
     'mAcc': 'mAcc (%)',
     'aAcc': 'aAcc (%)',
+    'perplexity': 'Perplexity',
 }
 
 
@@ -105,11 +106,12 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
         peak, start = (cost('memory_bytes', key)(run) for key in ('peak_resident', 'resident_at_start'))
         return None if peak is None or start is None else (peak - start) / MIB
 
+    kind = _kind_of_input(runs)
     rows = [
         row('Parameters', lambda run: run.complexity.parameters),
         row('Trainable parameters', lambda run: run.complexity.trainable),
         row(
-            'FLOPs, forward, per image (M)',
+            f'FLOPs, forward, per {kind} (M)',
             lambda run: None if run.complexity.flops is None else run.complexity.flops / 1e6,
             1,
         ),
@@ -120,11 +122,17 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
         row('Step time, p50 (ms)', cost('step_time_s', 'p50', scale=1e3), 1),
         row('Step time, p90 (ms)', cost('step_time_s', 'p90', scale=1e3), 1),
         row('Data time, mean (ms)', cost('data_time_s', 'mean', scale=1e3), 1),
-        row('Images per second', cost('images_per_s'), 1),
+        row(f'{kind.capitalize()}s per second', cost('images_per_s'), 1),
         row('Time per epoch (s)', cost('s_per_epoch'), 2),
     ]
     # A GPU's memory is unknown to a run on a CPU, and the other way round.
     return _score_rows(runs) + [row for row in rows if any(value is not None for value in row.values)]
+
+
+def _kind_of_input(runs: Sequence[Run]) -> str:
+    """What the runs' networks take, by the shapes of their inputs."""
+    shapes = [run.cost['input_shape'] for run in runs if run.cost and run.cost.get('input_shape')]
+    return 'sequence' if shapes and all(len(shape) == 1 for shape in shapes) else 'image'
 
 
 def _score_rows(runs: Sequence[Run]) -> list[Row]:
@@ -173,8 +181,8 @@ def conditions(comparison: Comparison) -> str:
     shape = ' x '.join(map(str, cost.get('input_shape', ['unknown'])))
     return (
         f'{cost["device"]}, torch {versions.get("torch")}, repl_mm {versions.get("repl_mm")}, {cost.get("date")}; '
-        f'input {shape}, {cost.get("images_per_step")} images per step, {cost.get("world_size")} process(es), '
-        f'first {cost.get("warmup")} steps left out'
+        f'input {shape}, {cost.get("images_per_step")} {_kind_of_input(comparison.runs)}s per step, '
+        f'{cost.get("world_size")} process(es), first {cost.get("warmup")} steps left out'
     )
 
 

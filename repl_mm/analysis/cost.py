@@ -19,10 +19,10 @@ from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from repl_mm.backbones.configs import e2e_twin, require_sites, with_repl
+from repl_mm.backbones.configs import BASELINES, e2e_twin, require_sites, with_repl
 from repl_mm.backbones.stochastic_depth import remove_stochastic_depth
-from repl_mm.deployment import RawOutputs
-from repl_mm.layers import Cost
+from repl_mm.deployment import RawOutputs, example_inputs, takes_images
+from repl_mm.layers import AdaptiveBlock, Cost
 from repl_mm.surgery import computing_layers
 
 # Counted together: more than one, as some heads normalise over a batch whose images have shrunk to a pixel, and so many
@@ -69,9 +69,10 @@ class RealLinspace(TorchFunctionMode):
 
 
 def count(config: Config, *, input_shape: Sequence[int] | None) -> Complexity:
-    """Size of the model of a config, for images of ``input_shape`` (C, H, W); no operations where that is unknown.
+    """Size of the model of a config, for one input of ``input_shape``, such as (C, H, W) of an image.
 
-    Nothing is loaded or initialised, and no memory is taken: parameters and images are tensors without data.
+    Where that is unknown there are no operations. Nothing is loaded or initialised, and no memory is taken: parameters
+    and inputs are tensors without data.
     """
     with DefaultScope.overwrite_default_scope(config.get('default_scope')), torch.device('meta'), RealLinspace():
         model = MODELS.build(config.model)
@@ -81,17 +82,20 @@ def count(config: Config, *, input_shape: Sequence[int] | None) -> Complexity:
         return Complexity(*sizes, None)
     model.eval()
     # The meta device also keeps attention in one piece, which the counter knows; a CPU's kernel it would miss.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *input_shape, device='meta'), mode='tensor')
+    with torch.no_grad(), torch.device('meta'), FlopCounterMode(display=False) as counter:
+        model(example_inputs(model, 1, input_shape), mode='tensor')
     return Complexity(*sizes, counter.get_total_flops())
 
 
 def variants(config: Config) -> dict[str, Config]:
-    """The config as E2E, with its blocks dropped, as RepL, and deployed.
+    """The config as E2E, with its blocks dropped, as RepL, and deployed; one of Skip-Attention beside its E2E alone.
 
     Raises:
         ValueError: It replaces nothing.
     """
+    kind = (config.model.get('backbone') or {}).get('type')
+    if kind in BASELINES:
+        return {'E2E': e2e_twin(config), BASELINES[kind][0]: copy.deepcopy(config)}
     require_sites(config)
     deployed = copy.deepcopy(config)
     deployed.model.backbone.deploy = True
@@ -104,11 +108,26 @@ def build_empty(config: Config) -> nn.Module:
     with DefaultScope.overwrite_default_scope(config.get('default_scope')), torch.device('meta'), RealLinspace():
         model = MODELS.build(config.model)
         for layer in computing_layers(model):
-            if hasattr(layer, 'norm'):
-                layer.norm.warmed_up = True  # as most of a training has it; empty tensors cannot be asked
+            for norm in layer.norms:
+                norm.warmed_up = True  # as most of a training has it; empty tensors cannot be asked
         # A step without skips; empty tensors cannot draw.
         remove_stochastic_depth(model)
         return model.train()
+
+
+def input_shape_of(config: Config, size: Sequence[int] | None) -> tuple[int, ...]:
+    """Shape of one input of the model of a config: (3, *size) of an image, or what another model takes by itself.
+
+    Raises:
+        ValueError: A size for a model that takes no images.
+    """
+    model = build_empty(config)
+    if takes_images(model):
+        return 3, *(size or (224, 224))
+    if size:
+        raise ValueError(f'{config.filename} takes no images: leave the size out')
+    with torch.device('meta'):
+        return tuple(model.example_inputs(1).shape[1:])
 
 
 def _counter() -> FlopCounterMode:
@@ -116,11 +135,13 @@ def _counter() -> FlopCounterMode:
 
 
 def count_cost(config: Config, input_shape: Sequence[int]) -> Cost:
-    """Count on the model of a config, up to its raw outputs; ``input_shape`` is (C, H, W)."""
+    """Count on the model of a config, up to its raw outputs; ``input_shape`` is that of one input."""
     model = build_empty(config)
     parameters = list(model.parameters())
+    with torch.device('meta'):
+        inputs = example_inputs(model, IMAGES, input_shape)
     with _counter() as counter:
-        outputs = RawOutputs(model)(torch.empty(IMAGES, *input_shape, device='meta'))
+        outputs = RawOutputs(model)(inputs)
         forward = counter.get_total_flops()
         sum(output.sum() for output in outputs if output.requires_grad).backward()
     return Cost(
@@ -143,7 +164,7 @@ def _count_activations(config: Config, input_shape: Sequence[int]) -> int:
         model.to_empty(device='cpu')
 
         def call(images: int) -> Any:
-            return RawOutputs(model)(torch.empty(images, *input_shape)), [], 0
+            return RawOutputs(model)(example_inputs(model, images, input_shape)), [], 0
 
         return _growth(call, model)
 
@@ -179,37 +200,39 @@ def predict_cost(config: Config, counted: Cost, input_shape: Sequence[int]) -> d
     Args:
         config: A config with sites.
         counted: The cost of its E2E twin.
-        input_shape: (C, H, W).
+        input_shape: Shape of one input, such as (C, H, W).
 
     Raises:
         ValueError: A site lies in a frozen stage, where no backward pass goes.
     """
     e2e, repl = (build_empty(c).backbone for c in (e2e_twin(config), config))
-    sites = repl.selection.sites
+    sites = repl.selection.candidates or repl.selection.sites
     stages, layers = ([*network.repl_stages().values()] for network in (e2e, repl))
     blocks = {site: stages[site.stage][site.index] for site in sites}
     inputs = _inputs(e2e, blocks, input_shape)
-    removed, placed, static = Cost(), Cost(), Cost()
+    removed, nothing, placed, static = Cost(), Cost(), Cost(), Cost()
     for site, block in blocks.items():
         if not all(p.requires_grad for p in block.parameters()):
             raise ValueError(f'the site {tuple(site)} lies in a frozen stage: choose others, or freeze fewer stages')
         layer, shape = layers[site.stage][site.index], inputs[site][0].shape
-        removed += count_block(block, inputs[site])
-        placed += layer.cost(shape)
-        static += layer.static_cost(shape)
+        own = count_block(block, inputs[site])
+        in_training, deployed = layer.costs(shape, own)
+        removed, placed, static = removed + own, placed + in_training, static + deployed
+        if isinstance(layer, AdaptiveBlock):
+            nothing += layer.beside(own, Cost())
     kept = counted - removed
-    return {'E2E': counted, 'drop': kept, 'RepL': kept + placed, 'deployed': kept + static}
+    return {'E2E': counted, 'drop': kept + nothing, 'RepL': kept + placed, 'deployed': kept + static}
 
 
 def _inputs(e2e: nn.Module, blocks: Mapping[Any, nn.Module], input_shape: Sequence[int]) -> dict[Any, tuple[Any, ...]]:
-    """What each block is called with for a batch of ``IMAGES`` images, on tensors without data."""
+    """What each block is called with for a batch of ``IMAGES`` inputs, on tensors without data."""
     inputs: dict[Any, tuple[Any, ...]] = {}
     handles = [
         block.register_forward_pre_hook(lambda _, args, site=site: inputs.update({site: args}))
         for site, block in blocks.items()
     ]
-    with torch.no_grad():
-        e2e(torch.empty(IMAGES, *input_shape, device='meta'))
+    with torch.no_grad(), torch.device('meta'):
+        e2e(example_inputs(e2e, IMAGES, input_shape))
     for handle in handles:
         handle.remove()
     return inputs

@@ -56,6 +56,37 @@ def as_png(comparison: Comparison) -> bytes:
     return to_png(figure, dpi=120)
 
 
+@rc_context({'text.parse_math': False})
+def as_bubbles(comparison: Comparison) -> bytes | None:
+    """Score over peak memory, a bubble for each run whose diameter is that memory (Fig. 1 of the papers); a PNG file.
+
+    None where no score or no memory is known of all runs. A GPU's memory goes before that of processes.
+    """
+
+    def find(start: str) -> Row | None:
+        return next((row for row in known if row.label.startswith(start)), None)
+
+    known = [row for row in comparison.rows if None not in row.values]
+    score = next((row for row in known if row.is_score), None)
+    memory = find('Peak GPU memory, allocated') or find('of which since') or find('Peak memory')
+    if score is None or memory is None or max(memory.values) <= 0:
+        return None
+    figure = Figure(figsize=(7, 5.5), layout='constrained')
+    axes = figure.subplots()
+    label = memory.label.replace('of which', 'Peak memory')
+    axes.set(title='Score over memory; diameter: memory', xlabel=label, ylabel=score.label)
+    runs = comparison.runs
+    for run, colour, x, y in zip(runs, _colours(runs), memory.values, score.values, strict=True):
+        diameter = 60 * max(x, 0) / max(memory.values)  # points
+        axes.scatter(x, y, s=diameter**2, color=colour, alpha=0.6, linewidths=0)
+        axes.plot(x, y, '.', color=colour, label=re.sub('^_', ' _', printable(run.name)))
+    axes.margins(0.35)
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.legend(loc='outside lower center', ncols=min(len(runs), 3), frameon=False)
+    return to_png(figure, dpi=120)
+
+
 def to_png(figure: Figure, *, dpi: int, **options: Any) -> bytes:
     """A PNG file of a figure; options as for matplotlib's ``savefig``."""
     buffer = io.BytesIO()

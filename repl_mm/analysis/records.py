@@ -29,7 +29,9 @@ def _is_measured(value: Any) -> bool:
 
 def _is_shape(value: Any) -> bool:
     return (
-        isinstance(value, list) and len(value) == 3 and all(_is_whole(side) and side <= LARGEST_SIDE for side in value)
+        isinstance(value, list)
+        and len(value) in (1, 3)
+        and all(_is_whole(side) and side <= LARGEST_SIDE for side in value)
     )
 
 
@@ -50,7 +52,10 @@ _REQUIRED: Mapping[str, tuple[Check, str]] = {
     'device': (_is_text, 'text'),
 }
 _OPTIONAL: Mapping[str, tuple[Check, str]] = {
-    'input_shape': (_is_shape, 'channels, height and width of the images, such as [3, 224, 224]'),
+    'input_shape': (
+        _is_shape,
+        'channels, height and width of the images, such as [3, 224, 224], or the length of a sequence',
+    ),
     'date': (_is_text, 'text'),
     'versions': (_maps_to(_is_text), 'texts by name'),
     'world_size': _WHOLE,

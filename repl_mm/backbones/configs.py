@@ -19,7 +19,10 @@ REPLACEABLE = {
     'ResNet_CIFAR': 'repl_mm.ReplResNetCIFAR',
     'VisionTransformer': 'repl_mm.ReplViT',
     'SwinTransformer': 'repl_mm.ReplSwin',
+    'CausalTransformer': 'repl_mm.ReplTransformer',
 }
+# Other networks that the papers compare with: what their tables call them, and the backbone that they change.
+BASELINES = {'repl_mm.SkipAttentionViT': ('Skip-Attention', 'repl_mm.ReplViT')}
 
 
 def backbone_class(config: Config) -> type[ReplMixin]:
@@ -36,10 +39,20 @@ def require_sites(config: Config) -> None:
         )
 
 
+def is_adaptive(config: Config) -> bool:
+    """Whether training chooses the sites of a config."""
+    repl = (config.model.get('backbone') or {}).get('repl')
+    return isinstance(repl, Mapping) and repl.get('policy') == 'adaptive'  # what it may be, the backbone says
+
+
 def e2e_twin(config: Config) -> Config:
     """A copy of a config that replaces nothing."""
     twin = copy.deepcopy(config)
-    twin.model.backbone.repl = None
+    backbone = twin.model.backbone
+    if backbone.type in BASELINES:
+        backbone.type = BASELINES[backbone.type][1]
+        backbone.pop('skip', None)
+    backbone.repl = None
     return twin
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from repl_mm.deployment import Deployable
 from repl_mm.layers import ReplConfig
+from repl_mm.layers.adaptive import originals_in_place
 from repl_mm.layers.config import forms_for
 from repl_mm.layers.parts import Parts
 from repl_mm.sites import Layout, Selection
@@ -18,10 +19,10 @@ from repl_mm.surgery import check_checkpoint, check_links, computing_layers, lay
 NORM_WARMUP_BATCHES = 100
 
 
-def _warm_up_norm(norm: nn.Module | None) -> None:
+def _warm_up_norm(norm: nn.Module) -> None:
     """Put a norm that the host keeps in eval mode back into train mode while its statistics are not its own."""
     # Iteration-based loops come here at every step; reading a count from a GPU makes the CPU wait, so not for ever.
-    if norm is None or norm.training or getattr(norm, 'warmed_up', False):
+    if norm.training or getattr(norm, 'warmed_up', False):
         return
     batches = getattr(norm, 'num_batches_tracked', None)
     norm.warmed_up = batches is None or int(batches) >= NORM_WARMUP_BATCHES
@@ -57,8 +58,8 @@ class ReplMixin(Deployable):
 
     # What its blocks lend.
     kind: ClassVar[type[Parts]]
-    # The option of stochastic depth.
-    depth_option: ClassVar[str]
+    # The option of stochastic depth, where there is one.
+    depth_option: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -116,7 +117,8 @@ class ReplMixin(Deployable):
 
         The host reaches the computing layers only in part, and sets their norms as if they were in the stem.
         """
-        super().init_weights()
+        with originals_in_place(self.repl_stages().values()):
+            super().init_weights()
         init_cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
         if not any(cfg.get('type') == 'Pretrained' for cfg in init_cfgs):
             for layer in computing_layers(self):
@@ -137,7 +139,8 @@ class ReplMixin(Deployable):
             self._freeze()
             check_links(self)
             for layer in computing_layers(self):
-                _warm_up_norm(getattr(layer, 'norm', None))
+                for norm in layer.norms:
+                    _warm_up_norm(norm)
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:

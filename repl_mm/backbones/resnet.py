@@ -43,6 +43,11 @@ class ReplResNetMixin(ReplMixin):
                 depth: (SKIPPABLE[block], *rest) for depth, (block, *rest) in type(self).arch_settings.items()
             }
         super().__init__(*args, **kwargs)
+        if stochastic_depth and self.selection and self.selection.candidates:
+            raise ValueError(
+                "'stochastic_depth' does not go with policy 'adaptive': a block that was skipped gives what it gets, "
+                'which is how redundant blocks are told; choose one of the two'
+            )
         if stochastic_depth and not kwargs.get('deploy'):
             apply_stochastic_depth(
                 [block for blocks in self.repl_stages().values() for block in blocks], stochastic_depth

@@ -92,14 +92,15 @@ def apply_stochastic_depth(blocks: Iterable[nn.Module], rate: float) -> None:
             block.scaling = norm.register_forward_hook(_make_up_for_skips)
 
 
-def _skipped(network: nn.Module) -> list[nn.Module]:
+def skipped_blocks(network: nn.Module) -> list[SkippableBlock]:
+    """The blocks of a network that are skipped at some rate."""
     return [block for block in network.modules() if isinstance(block, SkippableBlock) and block.skip_rate]
 
 
 @contextmanager
 def disabled_stochastic_depth(network: nn.Module) -> Iterator[None]:
     """Have no block of a network skipped for a while: the steps that need most are those."""
-    rates = {block: block.skip_rate for block in _skipped(network)}
+    rates = {block: block.skip_rate for block in skipped_blocks(network)}
     for block in rates:
         block.skip_rate = 0
     try:
@@ -109,8 +110,18 @@ def disabled_stochastic_depth(network: nn.Module) -> Iterator[None]:
             block.skip_rate = rate
 
 
+@contextmanager
+def identity(block: SkippableBlock) -> Iterator[None]:
+    """Have a block give what it gets for a while, as where it is skipped."""
+    block.forward = lambda x: x
+    try:
+        yield
+    finally:
+        del block.forward
+
+
 def remove_stochastic_depth(network: nn.Module) -> None:
     """Undo :func:`apply_stochastic_depth`, in place."""
-    for block in _skipped(network):
+    for block in skipped_blocks(network):
         block.skip_rate = 0.0
         block.scaling.remove()

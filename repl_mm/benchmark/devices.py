@@ -15,6 +15,7 @@ class Device:
         fp32: Dense TFLOPS of matrix products, which torch leaves in FP32.
         tf32: The same of convolutions, for which torch lets cuDNN take TF32.
         bandwidth: Of the memory, in GB/s.
+        bf16: The TFLOPS of mixed precision, or None where it is not to be predicted.
         compute_efficiency: Share of the TFLOPS that is reached, up to 1.
         bandwidth_efficiency: Share of the bandwidth that is reached, up to 1.
         launch_us: Time to launch an operator in microseconds.
@@ -23,6 +24,7 @@ class Device:
     fp32: float
     tf32: float
     bandwidth: float
+    bf16: float | None = None
     compute_efficiency: float = 0.75
     bandwidth_efficiency: float = 0.85
     launch_us: float = 5.0
@@ -30,6 +32,8 @@ class Device:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == 'bf16' and value is None:
+                continue
             most = 1 if field.name.endswith('efficiency') else 1e6
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
                 raise ValueError(f'{field.name} of a device is a number above 0 and at most {most:g}, got {value!r}')
@@ -37,8 +41,8 @@ class Device:
 
 # The makers' data sheets, SXM cards: A100 80 GB and H100 80 GB. The efficiencies and the launch time are assumptions.
 DEVICES = {
-    'a100': Device(fp32=19.5, tf32=156, bandwidth=2039),
-    'h100': Device(fp32=67, tf32=495, bandwidth=3350),
+    'a100': Device(fp32=19.5, tf32=156, bf16=312, bandwidth=2039),
+    'h100': Device(fp32=67, tf32=495, bf16=990, bandwidth=3350),
 }
 
 

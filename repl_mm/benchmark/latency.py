@@ -68,9 +68,9 @@ class Latency:
         p90_ms: 90th percentile.
         images_per_s: By the median.
         over_e2e: How many times faster than E2E, folded or not as this state is; the median of the rounds' ratios.
-        over_e2e_quartiles: Lower and upper quartile of these ratios.
+        over_e2e_interval: 95 % interval of it; see :func:`repl_mm.benchmark.timing.round_ratio`.
         over_dynamic: How many times faster than with computing layers; None before deployment.
-        over_dynamic_quartiles: As above.
+        over_dynamic_interval: As above.
         flop_bound: E2E's operations over this state's, which is all that a machine bound by arithmetic can gain.
         published_over_e2e: Table XII, where it has the row.
         published_over_dynamic: Table XI, where it has the row.
@@ -87,9 +87,9 @@ class Latency:
     p90_ms: float
     images_per_s: float
     over_e2e: float | None
-    over_e2e_quartiles: tuple[float, float] | None
+    over_e2e_interval: tuple[float, float] | None
     over_dynamic: float | None
-    over_dynamic_quartiles: tuple[float, float] | None
+    over_dynamic_interval: tuple[float, float] | None
     flop_bound: float | None
     published_over_e2e: float | None
     published_over_dynamic: float | None
@@ -151,14 +151,14 @@ def measure(
     models = build_states(config)
     images = torch.randn(batch, 3, *size, device=device)
     calls = {state: prepare(model, images, backend=backend) for state, model in models.items()}
-    times = time_interleaved(calls, seconds=seconds)
+    times = time_interleaved(calls, seconds=seconds, device=device)
     flops = [count(c, input_shape=(3, *size)).flops for c in (e2e_twin(config), config)]
     model = name_of(config)
     rows = []
     for state, references in STATES.items():
         median = statistics.median(times[state])
         deployed = state == 'RepL, deployed'
-        (over_e2e, e2e_quartiles), (over_dynamic, dynamic_quartiles) = (
+        (over_e2e, e2e_interval), (over_dynamic, dynamic_interval) = (
             round_ratio(times[reference], times[state]) if reference else (None, None) for reference in references
         )
         rows.append(
@@ -173,9 +173,9 @@ def measure(
                 p90_ms=1000 * float(np.quantile(times[state], 0.9)),
                 images_per_s=batch / median,
                 over_e2e=over_e2e,
-                over_e2e_quartiles=e2e_quartiles,
+                over_e2e_interval=e2e_interval,
                 over_dynamic=over_dynamic,
-                over_dynamic_quartiles=dynamic_quartiles,
+                over_dynamic_interval=dynamic_interval,
                 flop_bound=flops[0] / flops[1] if over_e2e else None,
                 published_over_e2e=TABLE_XII.get((model, backend)) if deployed and batch > 1 else None,
                 published_over_dynamic=TABLE_XI.get((model, backend, batch)) if deployed else None,
@@ -193,9 +193,9 @@ def as_markdown(rows: Sequence[Latency], *, conditions: str) -> str:
         [
             *(row.config, row.sites, row.backend, str(row.batch), row.size, row.state),
             *(f'{row.median_ms:.2f}', f'{row.p90_ms:.2f}', f'{row.images_per_s:.1f}', str(row.rounds)),
-            format_ratio(row.over_e2e, row.over_e2e_quartiles),
+            format_ratio(row.over_e2e, row.over_e2e_interval),
             *map(format_ratio, (row.flop_bound, row.published_over_e2e)),
-            format_ratio(row.over_dynamic, row.over_dynamic_quartiles),
+            format_ratio(row.over_dynamic, row.over_dynamic_interval),
             format_ratio(row.published_over_dynamic),
         ]
         for row in rows
@@ -210,8 +210,8 @@ def as_table(rows: Sequence[Latency]) -> Table:
         [
             *(row.config.split('_')[0], row.sites.split()[0].removeprefix('policy='), row.backend, str(row.batch)),
             *(row.state, f'{row.median_ms:.2f}'),
-            format_ratio(row.over_e2e, row.over_e2e_quartiles),
-            format_ratio(row.over_dynamic, row.over_dynamic_quartiles),
+            format_ratio(row.over_e2e, row.over_e2e_interval),
+            format_ratio(row.over_dynamic, row.over_dynamic_interval),
         ]
         for row in rows
     ]
@@ -229,9 +229,9 @@ def as_png(rows: Sequence[Latency], *, conditions: str) -> bytes:
         (right, 'over_dynamic', 'published_over_dynamic', 'times faster than with computing layers'),
     ):
         ratios = np.array([getattr(row, ours) for row in shown])
-        spread = np.array([getattr(row, f'{ours}_quartiles') for row in shown])
+        spread = np.array([getattr(row, f'{ours}_interval') for row in shown])
         axes.barh(places, ratios - 1, 0.7, left=1, color='#c2571a', alpha=0.85)
-        axes.hlines(places, *spread.T, color='#5b2508', linewidth=1.5, label='quartiles over the rounds')
+        axes.hlines(places, *spread.T, color='#5b2508', linewidth=1.5, label='95 % interval')
         for at, value in enumerate(ratios):
             axes.text(1.01, at, f'{value:.3f}', transform=axes.get_yaxis_transform(), va='center', fontsize=8)
         marks = [(at, getattr(row, published)) for at, row in enumerate(shown) if getattr(row, published)]

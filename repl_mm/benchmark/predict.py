@@ -4,32 +4,23 @@ Memory is what torch's tracker counts of the tensors; what operators need inside
 reserve are not seen. The time is the sum over the operators of the largest of computing, moving bytes and launching.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    FakeCopyMode,
-    FakeTensorMode,
-    unset_fake_temporarily,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from repl_mm.analysis.tables import Table
-from repl_mm.backbones.stochastic_depth import disabled_stochastic_depth
+from repl_mm.backbones.stochastic_depth import SkippableBlock, disabled_stochastic_depth, identity, skipped_blocks
 from repl_mm.benchmark.devices import Device, find_device
-from repl_mm.benchmark.operators import is_launched
-from repl_mm.benchmark.step import TrainingStep
+from repl_mm.benchmark.fake import FakeStep, OperatorCosts, fake_tensors
 from repl_mm.benchmark.timing import format_ratio
 from repl_mm.benchmark.training import MIB, measure_memory
 from repl_mm.benchmark.variants import PUBLISHED
+from repl_mm.engine.errors import HOST_ERRORS, summarise
+
+PREDICTABLE = ('fp32', 'amp')
 
 
 @dataclass(frozen=True)
@@ -38,10 +29,12 @@ class PredictedStep:
 
     Attributes:
         memory: Peak memory in MiB and its split, as of :func:`repl_mm.benchmark.training.measure_memory`.
-        flops: Floating-point operations, two for each multiplication with addition.
+        flops: Floating-point operations, two for each multiplication with addition; like what follows, with
+            stochastic depth the mean over its draws.
         bytes_moved: What the operators read and write, each by itself.
         operators: How many are dispatched, the optimizer's too; views and allocations are left out.
         seconds: Time.
+        left_out: What of a step is not in it, or empty.
     """
 
     memory: Mapping[str, float]
@@ -49,79 +42,68 @@ class PredictedStep:
     bytes_moved: int
     operators: int
     seconds: float
+    left_out: str = ''
 
 
-class OperatorCosts(TorchDispatchMode):
-    """Adds up what the operators that run inside of it cost on a device.
-
-    Attributes:
-        flops: As of :class:`PredictedStep`, like ``bytes_moved``, ``operators`` and ``seconds``.
-    """
-
-    def __init__(self, device: Device) -> None:
-        super().__init__()
-        self.device = device
-        self.flops, self.bytes_moved, self.operators, self.seconds = 0, 0, 0, 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if not is_launched(func):
-            return out
-        count = flop_registry.get(func._overloadpacket)
-        flops = count(*args, **kwargs, out_val=out) if count else 0
-        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
-        moved = sum(t.numel() * t.element_size() for t in tensors)
-        tflops = self.device.tf32 if 'convolution' in str(func) else self.device.fp32
-        self.seconds += max(
-            flops / (tflops * 1e12 * self.device.compute_efficiency),
-            moved / (self.device.bandwidth * 1e9 * self.device.bandwidth_efficiency),
-            self.device.launch_us / 1e6,
-        )
-        self.flops += flops
-        self.bytes_moved += moved
-        self.operators += 1
-        return out
-
-
-class _FakeStep(TrainingStep):
-    """Built with real weights, since the hosts' constructors read values, and then a copy without data."""
-
-    def _build(self, config: Config, device: torch.device) -> nn.Module:
-        with unset_fake_temporarily() as mode:
-            model = super()._build(config, device)
-            with FakeCopyMode(mode):
-                return copy.deepcopy(model)
-
-
-def predict_step(config: Config, device: Device, *, batch: int, size: tuple[int, int]) -> PredictedStep:
-    """Predict a step of a classifier in FP32, with TF32 for convolutions, as torch trains by default.
+def predict_step(
+    config: Config, device: Device, *, batch: int, size: tuple[int, ...], backend: str = 'fp32'
+) -> PredictedStep:
+    """Predict a training step.
 
     Args:
-        config: Config of a classifier, with its optimizer.
+        config: Config of a classifier, detector, segmenter or language model, with its optimizer.
         device: What to predict for.
-        batch: Images in a batch.
-        size: Height and width of the images.
+        batch: Images or sequences in a batch.
+        size: Height and width of the images, or the length of the sequences.
+        backend: ``'fp32'``, with TF32 for convolutions, as torch trains by default, or ``'amp'``, which is BF16 by
+            autocast's rules.
 
     Raises:
-        ValueError: A batch below 1, a detector or segmenter, whose losses depend on data, or a network whose forward
-            pass does.
+        ValueError: A batch below 1, a backend that is none of the two or of which the device has no figure, or a
+            network whose forward pass needs data.
     """
     if batch < 1:
         raise ValueError(f'a batch has at least 1 image, got {batch}')
-    if config.get('default_scope') != 'mmpretrain':
-        raise ValueError('only steps of classifiers can be predicted: losses of detectors and segmenters need data')
-    try:
-        with FakeTensorMode():
-            step = _FakeStep(config, batch=batch, size=size, backend='fp32', device=torch.device('cpu'))
-            with disabled_stochastic_depth(step.model):  # as in the steps of a run that need most
-                step()  # the optimizer's state comes with the first step
-                memory = measure_memory(step)
-                with OperatorCosts(device) as costs:
-                    step()
-    except DataDependentOutputException as error:
-        raise ValueError(f'a step that needs data cannot be predicted: {error} asks for values') from error
-    return PredictedStep(memory, costs.flops, costs.bytes_moved, costs.operators, costs.seconds)
+    check_predictable(backend, device)
+    with fake_tensors():
+        step = FakeStep(config, batch=batch, size=size, backend=backend, device=torch.device('cpu'))
+        with disabled_stochastic_depth(step.model):  # as in the steps of a run that need most
+            step()  # the optimizer's state comes with the first step
+            memory = measure_memory(step)
+        costs = _expected_costs(step, device)
+    return PredictedStep(memory, *costs, step.left_out)
+
+
+def _expected_costs(step: FakeStep, device: Device) -> tuple[int, int, int, float]:
+    """Operations, bytes, operators and seconds of a step, with stochastic depth the mean over its draws.
+
+    A step's costs are the sum over its blocks. So a block that is skipped with probability p takes p times away what
+    a step without it saves; blocks with weights of the same shapes save the same, as a stage's do.
+    """
+
+    def costs_of() -> np.ndarray:
+        with OperatorCosts(device) as costs:
+            step()
+        return np.array([costs.flops, costs.bytes_moved, costs.operators, costs.seconds])
+
+    alike: dict[tuple[torch.Size, ...], list[SkippableBlock]] = {}
+    for block in skipped_blocks(step.model):
+        alike.setdefault(tuple(parameter.shape for parameter in block.parameters()), []).append(block)
+    rates = {block: block.skip_rate for blocks in alike.values() for block in blocks}
+    with disabled_stochastic_depth(step.model):
+        full = expected = costs_of()
+        for blocks in alike.values():
+            with identity(blocks[0]):
+                expected = expected - sum(map(rates.get, blocks)) * (full - costs_of())
+    return *(round(value) for value in expected[:3]), float(expected[3])
+
+
+def check_predictable(backend: str, device: Device) -> None:
+    """Raise ValueError unless steps with a backend can be predicted for a device."""
+    if backend not in PREDICTABLE:
+        raise ValueError(f'steps are predicted for {" or ".join(PREDICTABLE)}, got the backend {backend!r}')
+    if backend == 'amp' and device.bf16 is None:
+        raise ValueError("amp is predicted in BF16, of which the device has no figure: give it 'bf16' in TFLOPS")
 
 
 @dataclass(frozen=True)
@@ -129,9 +111,10 @@ class PredictedRow:
     """A line of the table: what a step of one variant of a model takes, predicted.
 
     Attributes:
-        model: Name of the model, like ``variant``, ``batch`` and ``size`` as of a measured step.
+        model: Name of the model, like ``variant``, ``backend``, ``batch`` and ``size`` as of a measured step.
         device: What it is predicted for.
         note: Why there are no figures, or empty.
+        left_out: As of :class:`PredictedStep`.
         step_ms: Time of a step.
         time: The same over E2E's.
         published_time: Published time of RepL over E2E.
@@ -149,10 +132,12 @@ class PredictedRow:
 
     model: str
     variant: str
+    backend: str
     batch: int
     size: str
     device: str
     note: str = ''
+    left_out: str = ''
     step_ms: float | None = None
     time: float | None = None
     published_time: float | None = None
@@ -169,7 +154,7 @@ class PredictedRow:
 
 
 def predict_steps(
-    variants: Mapping[str, Config], device: str, *, model: str, batch: int, size: tuple[int, int]
+    variants: Mapping[str, Config], device: str, *, model: str, batch: int, size: tuple[int, ...], backend: str = 'fp32'
 ) -> list[PredictedRow]:
     """Predict a step of each variant of a model; one that cannot be predicted says why.
 
@@ -177,19 +162,20 @@ def predict_steps(
         variants: Configs by name, E2E first.
         device: As for :func:`repl_mm.benchmark.devices.find_device`.
         model: What the rows call the model.
-        batch: Images in a batch.
-        size: Height and width of the images.
+        batch: Images or sequences in a batch.
+        size: Height and width of the images, or the length of the sequences.
+        backend: As for :func:`predict_step`.
 
     Raises:
         ValueError: An unknown device.
     """
     rows, reference, figures = [], None, find_device(device)
     for variant, config in variants.items():
-        row = PredictedRow(model, variant, batch, f'{size[0]} x {size[1]}', device)
+        row = PredictedRow(model, variant, backend, batch, ' x '.join(map(str, size)), device)
         try:
-            step = predict_step(config, figures, batch=batch, size=size)
-        except ValueError as error:
-            rows.append(replace(row, note=str(error)))
+            step = predict_step(config, figures, batch=batch, size=size, backend=backend)
+        except (*HOST_ERRORS, AttributeError) as error:  # of a model that a library builds and this one cannot train
+            rows.append(replace(row, note=summarise(error)))
             if reference is None:  # so nothing of this model can be predicted
                 break
             continue
@@ -197,6 +183,7 @@ def predict_steps(
         published = PUBLISHED.get(model, (None, None)) if variant.startswith('RepL') else (None, None)
         rows.append(replace(
             row,
+            left_out=step.left_out,
             step_ms=1e3 * step.seconds,
             time=step.seconds / reference.seconds,
             published_time=published[1],
@@ -213,26 +200,53 @@ def predict_steps(
 
 def as_table(rows: Sequence[PredictedRow]) -> Table:
     """The figures with the published ones beside them."""
-    head = ['model', 'variant', 'batch', 'size', 'time / E2E', 'published', 'memory / E2E', 'published', 'step (ms)']
+    head = [
+        'model',
+        'variant',
+        'backend',
+        'batch',
+        'size',
+        'time / E2E',
+        'published',
+        'memory / E2E',
+        'published',
+        'step (ms)',
+    ]
     head += ['memory (MiB)', 'activations', 'GFLOP', 'moved (MiB)', 'operators']
     cells = [
         [
-            *(row.model, row.variant, str(row.batch), row.size, format_ratio(row.time) or row.note),
+            *(row.model, row.variant, row.backend, str(row.batch), row.size, format_ratio(row.time) or row.note),
             *map(format_ratio, (row.published_time, row.memory, row.published_memory)),
             *('' if value is None else f'{value:,.1f}' for value in (row.step_ms, row.memory_mib, row.activations_mib)),
             *('' if value is None else f'{value:,.0f}' for value in (row.gflops, row.bytes_mib, row.operators)),
         ]
         for row in rows
     ]
-    return Table(head, 'llrl' + 10 * 'r', cells)
+    return Table(head, 'lllrl' + 10 * 'r', cells)
 
 
-def conditions(device: str) -> str:
-    """What the figures assume."""
+def conditions(device: str, backends: Collection[str], left_out: str) -> str:
+    """What figures assume.
+
+    Args:
+        device: As for :func:`repl_mm.benchmark.devices.find_device`.
+        backends: As of the rows.
+        left_out: What of their steps is not in them; values of ``LEFT_OUT``, joined.
+    """
     d = find_device(device)
-    return (
-        f'Predicted for {device}: {d.tf32:g} TFLOPS for convolutions (TF32), {d.fp32:g} for all else (FP32), x '
-        f'{d.compute_efficiency:g}; {d.bandwidth:,g} GB/s x {d.bandwidth_efficiency:g}; {d.launch_us:g} us to launch '
-        'an operator; each takes the largest of the three. Loading data, what kernels need inside of them and the '
-        "allocator's reserve are not in it. Ratios mean more than milliseconds."
+    formats = dict(
+        fp32=f'{d.tf32:g} TFLOPS for convolutions (TF32), {d.fp32:g} for all else (FP32)',
+        amp=f'{d.bf16 or 0:g} TFLOPS (BF16) for what autocast casts on a GPU',
     )
+    used = '; '.join(f'{name}: {text}' for name, text in formats.items() if name in backends)
+    text = (
+        f'Predicted for {device}. {used}; x {d.compute_efficiency:g}. {d.bandwidth:,g} GB/s x '
+        f'{d.bandwidth_efficiency:g}; {d.launch_us:g} us to launch an operator; each takes the largest of the three. '
+        "Loading data, what kernels need inside of them and the allocator's reserve are not in it. Ratios mean more "
+        'than milliseconds.'
+    )
+    if 'losses' in left_out:
+        text += ' The backward pass of detectors begins at the sum of the raw outputs: their losses need data.'
+    if 'accuracy' in left_out:
+        text += " Segmenters' losses are in it, the accuracy that they report is not."
+    return text

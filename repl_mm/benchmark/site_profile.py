@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from repl_mm.backbones.configs import with_repl
 from repl_mm.backbones.stochastic_depth import disabled_stochastic_depth
+from repl_mm.benchmark.devices import Device
+from repl_mm.benchmark.fake import FakeStep, OperatorCosts
 from repl_mm.benchmark.step import TrainingStep
 from repl_mm.benchmark.timing import time_interleaved
 from repl_mm.benchmark.training import MIB, measure_memory
@@ -44,6 +46,43 @@ class SiteProfile:
     site_mib: list[dict[int, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Times on this machine."""
+
+    seconds: float
+    device: torch.device
+    build = staticmethod(TrainingStep)
+
+    def times(self, calls: Mapping[str, Callable[[], None]], *, share: float = 1) -> dict[str, list[float]]:
+        return time_interleaved(calls, seconds=self.seconds * share, least=5, device=self.device)
+
+    def optimizer(self, step: TrainingStep) -> float:
+        return median(phase[2] for phase in step.phases)
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """Times on a device that is not there."""
+
+    device: Device
+
+    def build(self, config: Config, **options: Any) -> FakeStep:
+        return FakeStep(config, **options | dict(device=torch.device('cpu')))
+
+    def times(self, calls: Mapping[str, Callable[[], None]], *, share: float = 1) -> dict[str, list[float]]:
+        found = {}
+        for name, call in calls.items():
+            with OperatorCosts(self.device) as costs:
+                call()
+            found[name] = [costs.seconds]
+        return found
+
+    def optimizer(self, step: TrainingStep) -> float:
+        step.backward()
+        return self.times({'step': step.update})['step'][0]
+
+
 def measure_site_profile(
     config: Config, forms: Sequence[Mapping[str, Any]], *, seconds: float, **options: Any
 ) -> SiteProfile:
@@ -53,7 +92,8 @@ def measure_site_profile(
         config: Config whose backbone is ours and replaces nothing.
         forms: Options of a site.
         seconds: Time for each measurement.
-        **options: As for :class:`repl_mm.benchmark.step.TrainingStep`.
+        **options: As for :class:`repl_mm.benchmark.step.TrainingStep`; with a :class:`repl_mm.benchmark.devices.Device`
+            as ``device``, and within :func:`repl_mm.benchmark.fake.fake_tensors`, all is predicted for it.
 
     Returns:
         What was measured; where stochastic depth skips blocks, memory and single blocks without it, as in the steps of
@@ -62,7 +102,9 @@ def measure_site_profile(
     Raises:
         ValueError: No position can be replaced.
     """
-    step = TrainingStep(config, **options)
+    device = options['device']
+    how = _Predicted(device) if isinstance(device, Device) else _Measured(seconds, device)
+    step = how.build(config, **options)
     backbone = step.model.backbone
     stages, layout = list(backbone.repl_stages().values()), backbone.layout()
     inputs: dict[int, tuple[Any, ...]] = {}
@@ -85,17 +127,17 @@ def measure_site_profile(
         for handle in handles:
             handle.remove()
         parts = SiteProfile(layout, eligible, frozen, mib=measure_memory(step)['total'])
-    parts.seconds = median(time_interleaved({'E2E': step}, seconds=seconds, least=5)['E2E'])
+    parts.seconds = median(how.times({'E2E': step})['E2E'])
     # What a parameter costs beside the passes of its block.
     trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
-    optimizer_seconds = median(phase[2] for phase in step.phases) / trained
+    optimizer_seconds = how.optimizer(step) / trained
     states = [value for state in step.wrapper.optimizer.state.values() for value in state.values()]
     optimizer_mib = (4 + sum(value.nbytes for value in states if isinstance(value, Tensor)) / trained) / MIB
     blocks = {site.stage: stages[site.stage][site.index] for site in representatives}
     for form in forms:
         sites = [tuple(site) for site in representatives]
         # One block of each stage is replaced.
-        replaced = TrainingStep(with_repl(config, policy='explicit', sites=sites, **form), **options)
+        replaced = how.build(with_repl(config, policy='explicit', sites=sites, **form), **options)
         theirs = [*replaced.model.backbone.repl_stages().values()]
         layers = {site.stage: theirs[site.stage][site.index] for site in representatives}
         gained_seconds, gained_mib = {}, {}
@@ -103,7 +145,7 @@ def measure_site_profile(
             pair = (block, layers[stage])
             calls = {name: _pass(m, inputs[stage], step) for name, m in zip(('block', 'layer'), pair, strict=True)}
             with disabled_stochastic_depth(block):
-                times = time_interleaved(calls, seconds=seconds / 8, least=5)
+                times = how.times(calls, share=1 / 8)
                 kept = _kept_mib(block, inputs[stage], step) - _kept_mib(layers[stage], inputs[stage], step)
             parameters = _numbers(block) - _numbers(layers[stage])
             in_passes = median(np.subtract(times['block'], times['layer']).tolist())
@@ -121,7 +163,7 @@ def _pass(module: nn.Module, inputs: tuple[Any, ...], step: TrainingStep) -> Cal
     wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
 
     def call() -> None:
-        with step.wrapper.optim_context(step.model):
+        with step.precision():
             out = module(x, *rest)
         torch.autograd.grad(out, wanted, torch.ones_like(out))
         if step.device.type == 'cuda':
@@ -143,11 +185,11 @@ def _kept_mib(module: nn.Module, inputs: tuple[Any, ...], step: TrainingStep) ->
         found: dict[int, torch.UntypedStorage] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            found[tensor.untyped_storage()._cdata] = tensor.untyped_storage()  # which tensors without data have too
             return tensor
 
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with saved, step.wrapper.optim_context(step.model):
+        with saved, step.precision():
             out = module(x.clone().requires_grad_(), *rest)
         assert out.requires_grad  # alive until here, and with it all that it keeps
         return sum(storage.nbytes() for storage in found.values())

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import turn_on_activation_checkpointing
 from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from repl_mm.benchmark.operators import OperatorCounter
 from repl_mm.benchmark.timing import check_backends
-from repl_mm.layers import ComputingLayer
+from repl_mm.deployment import example_inputs, takes_images
+from repl_mm.engine.hooks.activation_checkpointing import checkpoint_activations
 
 
 def check_training_backends(backends: Sequence[str]) -> None:
@@ -29,12 +30,12 @@ def check_training_backends(backends: Sequence[str]) -> None:
 
 
 class TrainingStep:
-    """A call that trains a model for one step, on random images and labels.
+    """A call that trains a model for one step, on random images and labels, or on random tokens.
 
     Args:
-        config: Config of a classifier, detector or segmenter.
-        batch: Images in a batch.
-        size: Height and width of the images.
+        config: Config of a classifier, detector, segmenter or language model.
+        batch: Images or sequences in a batch.
+        size: Height and width of the images, or the length of the sequences.
         backend: Names out of :data:`repl_mm.benchmark.BACKENDS` but ``bf16``, joined by ``+``.
         device: Where to train.
 
@@ -44,20 +45,23 @@ class TrainingStep:
     """
 
     def __init__(
-        self, config: Config, *, batch: int, size: tuple[int, int], backend: str, device: torch.device
+        self, config: Config, *, batch: int, size: tuple[int, ...], backend: str, device: torch.device
     ) -> None:
         names = backend.split('+')
         scope = config.get('default_scope')
         with DefaultScope.overwrite_default_scope(scope):
-            self.model = self._build(config, device).train()
+            self.model = self._build(config, device)
             wrapper = copy.deepcopy(config.optim_wrapper)
             wrapper.type = 'AmpOptimWrapper' if 'amp' in names else 'OptimWrapper'
+            for option in ('dtype', 'loss_scale', 'use_fp64'):  # of a config with mixed precision of its own
+                wrapper.pop(option, None)
             # Random labels teach nothing; weights that stay where they are keep every step alike.
             wrapper.optimizer.lr = 1e-9
             self.wrapper = build_optim_wrapper(self.model, wrapper)
         if config.get('activation_checkpointing'):
             checkpoint_activations(self.model.backbone)
-        self.images = torch.randn(batch, 3, *size, device=device)
+        with torch.device(device):
+            self.images = example_inputs(self.model, batch, (3, *size) if takes_images(self.model) else size)
         self.samples = _label(self.model, scope, batch, size, device)
         if 'channels-last' in names:
             self.model.to(memory_format=torch.channels_last)
@@ -69,7 +73,7 @@ class TrainingStep:
         self.phases: list[tuple[float, float, float]] = []
 
     def _build(self, config: Config, device: torch.device) -> nn.Module:
-        return MODELS.build(config.model).to(device)
+        return MODELS.build(config.model).to(device).train()
 
     def __call__(self) -> None:
         begin = self._now()
@@ -77,15 +81,27 @@ class TrainingStep:
         after_forward = self._now()
         self.wrapper.backward(loss)
         after_backward = self._now()
+        self.update()
+        self.phases.append((after_forward - begin, after_backward - after_forward, self._now() - after_backward))
+
+    def backward(self) -> None:
+        """Fill the gradients, and update nothing."""
+        self.wrapper.backward(self._forward())
+
+    def update(self) -> None:
+        """The optimizer's step; gradients are empty after it."""
         self.wrapper.step()
         self.wrapper.zero_grad()
-        self.phases.append((after_forward - begin, after_backward - after_forward, self._now() - after_backward))
 
     def _forward(self) -> Tensor:
         """The loss."""
-        with self.wrapper.optim_context(self.model):
+        with self.precision():
             losses = self.model(self.images, self.samples, mode='loss')
         return self.wrapper.scale_loss(self.model.parse_losses(losses)[0])
+
+    def precision(self) -> AbstractContextManager[None]:
+        """What a forward pass runs in, which mixed precision is."""
+        return self.wrapper.optim_context(self.model)
 
     def count_operators(self) -> None:
         """Count the operators of a forward and a backward pass."""
@@ -100,18 +116,10 @@ class TrainingStep:
         return time.perf_counter()
 
 
-def checkpoint_activations(backbone: nn.Module) -> None:
-    """Checkpoint every retained block: by the host's own option where it has one, else by mmengine."""
-    for name, blocks in backbone.repl_stages().items():
-        for index, block in enumerate(blocks):
-            if hasattr(block, 'with_cp'):
-                block.with_cp = True
-            elif not isinstance(block, ComputingLayer):
-                turn_on_activation_checkpointing(backbone, f'{name}.{index}')
-
-
-def _label(model: nn.Module, scope: str, batch: int, size: tuple[int, int], device: torch.device) -> list[Any]:
-    """Random labels: a class, seven boxes as an image of COCO has on average, or a class for each pixel."""
+def _label(model: nn.Module, scope: str, batch: int, size: tuple[int, ...], device: torch.device) -> list[Any] | Tensor:
+    """Random labels: a class, seven boxes as an image of COCO has on average, a class for each pixel, or tokens."""
+    if scope == 'repl_mm':
+        return torch.randint(model.backbone.num_tokens, (batch, *size), device=device)
     if scope == 'mmpretrain':
         return [
             DataSample().set_gt_label(torch.randint(model.head.num_classes, (1,), device=device)) for _ in range(batch)

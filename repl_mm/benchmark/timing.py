@@ -2,12 +2,15 @@
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
+from scipy.stats import bootstrap
 
 from repl_mm import __version__
 from repl_mm.benchmark import BACKENDS
@@ -20,12 +23,27 @@ def check_backends(backends: Sequence[str]) -> None:
 
 
 def time_interleaved(
-    calls: Mapping[str, Callable[[], object]], *, seconds: float, least: int = 10
+    calls: Mapping[str, Callable[[], object]], *, seconds: float, least: int = 10, device: torch.device | None = None
 ) -> dict[str, list[float]]:
     """Seconds of each call, all called once in a round, for at least ``least`` rounds and ``seconds``.
 
     Every other round goes backwards, so that no call always follows the same one.
+
+    Args:
+        calls: What to time, by name.
+        seconds: Time for all rounds.
+        least: Rounds at least.
+        device: Where the calls compute, by default the CPU: a GPU needs but one of the CPU's cores.
+
+    Raises:
+        ValueError: Other processes take the cores; see :func:`undisturbed`.
     """
+    cores = 1 if device is not None and device.type != 'cpu' else torch.get_num_threads()
+    with undisturbed(cores):
+        return _time_rounds(calls, seconds=seconds, least=least)
+
+
+def _time_rounds(calls: Mapping[str, Callable[[], object]], *, seconds: float, least: int) -> dict[str, list[float]]:
     for call in calls.values():
         for _ in range(3):
             call()
@@ -40,6 +58,44 @@ def time_interleaved(
     return times
 
 
+def cpu_seconds() -> tuple[float, float]:
+    """Seconds that the machine's cores were busy, and that this process took of them, since some time."""
+    times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    # Linux counts what guests take among the users' time too.
+    idle = sum(getattr(times, name, 0) for name in ('idle', 'iowait', 'guest', 'guest_nice'))
+    return sum(times) - idle, own.user + own.system
+
+
+@contextmanager
+def undisturbed(cores: int, *, sample: float = 0.3) -> Iterator[None]:
+    """Refuse to time what runs inside while other processes take the cores that it needs.
+
+    Args:
+        cores: How many.
+        sample: Seconds to look at the machine before; it is looked at again when all is done.
+
+    Raises:
+        ValueError: Half a core more is busy than is left.
+    """
+    spare = psutil.cpu_count() - cores
+
+    def check(since: float, before: tuple[float, float]) -> None:
+        busy, own = np.subtract(cpu_seconds(), before) / (time.perf_counter() - since)
+        if busy - own > max(spare, 0) + 0.5:
+            raise ValueError(
+                f'other processes keep {busy - own:.1f} of {psutil.cpu_count()} cores busy, and {cores} of them would '
+                'be timed here: wait until they are done, or set OMP_NUM_THREADS lower'
+            )
+
+    begin, before = time.perf_counter(), cpu_seconds()
+    time.sleep(sample)
+    check(begin, before)
+    begin, before = time.perf_counter(), cpu_seconds()
+    yield
+    if time.perf_counter() - begin > sample:  # clocks of processes tick in hundredths of a second
+        check(begin, before)
+
+
 def describe(device: torch.device) -> str:
     """Hardware, versions and date in one line."""
     if device.type == 'cuda':
@@ -51,13 +107,18 @@ def describe(device: torch.device) -> str:
 
 
 def round_ratio(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Median and quartiles of the ratios within each round: what disturbs the machine for a while disturbs both."""
-    low, middle, high = np.quantile(np.divide(seconds, reference), (0.25, 0.5, 0.75)).tolist()
-    return middle, (low, high)
+    """Median of the ratios within each round, and its bootstrap interval of 95 %, from two rounds on.
+
+    What disturbs the machine for a while disturbs both parts of a ratio.
+    """
+    ratios = np.divide(seconds, reference)
+    found = bootstrap((ratios,), np.median, confidence_level=0.95, method='percentile', batch=500, rng=0)
+    low, high = found.confidence_interval
+    return float(np.median(ratios)), (float(low), float(high))
 
 
-def format_ratio(value: float | None, quartiles: tuple[float, float] | None = None) -> str:
-    """A ratio with the quartiles over the rounds; empty where there is none."""
+def format_ratio(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """A ratio with its interval; empty where there is none."""
     if value is None:
         return ''
-    return f'{value:.3f}' + (f' ({quartiles[0]:.2f} to {quartiles[1]:.2f})' if quartiles else '')
+    return f'{value:.3f}' + (f' ({interval[0]:.3f} to {interval[1]:.3f})' if interval else '')

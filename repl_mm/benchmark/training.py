@@ -17,6 +17,7 @@ from functools import partial
 import psutil
 import torch
 from mmengine.config import Config
+from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.hooks import RemovableHandle
 
@@ -44,7 +45,7 @@ class MeasuredStep:
         backward_ms: Of it, the backward pass.
         optimizer_ms: Of it, the optimizer's step.
         time: Time over E2E's, the median of the rounds' ratios.
-        time_quartiles: Lower and upper quartile of these ratios.
+        time_interval: 95 % interval of it; see :func:`repl_mm.benchmark.timing.round_ratio`.
         memory_mib: Peak memory of a step.
         memory: The same over E2E's.
         weights_mib: Of the peak, parameters and buffers.
@@ -68,7 +69,7 @@ class MeasuredStep:
     backward_ms: float | None = None
     optimizer_ms: float | None = None
     time: float | None = None
-    time_quartiles: tuple[float, float] | None = None
+    time_interval: tuple[float, float] | None = None
     memory_mib: float | None = None
     memory: float | None = None
     weights_mib: float | None = None
@@ -81,12 +82,21 @@ class MeasuredStep:
     operators: int | None = None
 
 
+class _Tracker(MemTracker):
+    """torch's tracker, for blocks too that run with weights which are computed: those count as activations."""
+
+    def _track_module_params_and_buffers(self, module: nn.Module, **options: bool) -> tuple[int, int]:
+        if not all(parameter.is_leaf for parameter in module.parameters()):
+            return 0, 0
+        return super()._track_module_params_and_buffers(module, **options)
+
+
 def measure_memory(step: TrainingStep) -> dict[str, float]:
     """Peak memory of one step in MiB: ``total``, and what it was made of at the peak, by torch's tracker.
 
     On a GPU the total is the allocator's, which counts what operators need inside of them too; it goes to activations.
     """
-    tracker = MemTracker()
+    tracker = _Tracker()
     for parameter in step.model.parameters():
         if not parameter.requires_grad:
             # The tracker would hook its gradient, which torch refuses.
@@ -134,7 +144,7 @@ def measure_steps(
     model: str,
     backend: str,
     batch: int,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     device: torch.device,
     seconds: float,
 ) -> list[MeasuredStep]:
@@ -144,8 +154,8 @@ def measure_steps(
         variants: Configs by name; the first one is what the others are compared with.
         model: What the rows shall call the model.
         backend: As for :class:`repl_mm.benchmark.step.TrainingStep`.
-        batch: Images in a batch.
-        size: Height and width of the images.
+        batch: Images or sequences in a batch.
+        size: Height and width of the images, or the length of the sequences.
         device: Where to train.
         seconds: Time for all rounds; at least five are done.
 
@@ -168,7 +178,7 @@ def measure_steps(
                     if 'compile' not in backend:
                         steps[name].count_operators()
             _drop(steps, notes)
-        times = _time(steps, notes, seconds=seconds)
+        times = _time(steps, notes, seconds=seconds, device=device)
     rows = _rows(list(variants), steps, memory, times, notes, model=model, backend=backend, batch=batch, size=size)
     _drop(steps, steps)
     return rows
@@ -194,7 +204,9 @@ def _drop(steps: dict[str, TrainingStep], names: Iterable[str]) -> None:
     gc.collect()
 
 
-def _time(steps: dict[str, TrainingStep], notes: dict[str, str], *, seconds: float) -> dict[str, list[float]]:
+def _time(
+    steps: dict[str, TrainingStep], notes: dict[str, str], *, seconds: float, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of each step, in interleaved rounds; where one runs out of memory, the others begin again without it."""
     running = ''
 
@@ -205,7 +217,8 @@ def _time(steps: dict[str, TrainingStep], notes: dict[str, str], *, seconds: flo
 
     while steps:
         try:
-            return time_interleaved({name: partial(run, name) for name in steps}, seconds=seconds, least=5)
+            calls = {name: partial(run, name) for name in steps}
+            return time_interleaved(calls, seconds=seconds, least=5, device=device)
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
@@ -224,13 +237,13 @@ def _rows(
     model: str,
     backend: str,
     batch: int,
-    size: tuple[int, int],
+    size: tuple[int, ...],
 ) -> list[MeasuredStep]:
     published = PUBLISHED.get(model, (None, None))
     reference = names[0]
     rows = []
     for name in names:
-        row = dict(model=model, variant=name, backend=backend, batch=batch, size=f'{size[0]} x {size[1]}')
+        row = dict(model=model, variant=name, backend=backend, batch=batch, size=' x '.join(map(str, size)))
         row |= dict(published_memory=published[0], published_time=published[1])
         if name in notes:
             rows.append(MeasuredStep(**row, note=notes[name]))
@@ -242,8 +255,8 @@ def _rows(
         row |= dict(step_ms=1000 * statistics.median(times[name]), memory_mib=memory[name]['total'], rounds=rounds)
         row |= dict(operators=steps[name].operators)
         if reference in steps:
-            time, quartiles = round_ratio(times[name], times[reference])
-            row |= dict(time=time, time_quartiles=quartiles)
+            time, interval = round_ratio(times[name], times[reference])
+            row |= dict(time=time, time_interval=interval)
             row |= dict(memory=memory[name]['total'] / memory[reference]['total'])
         rows.append(MeasuredStep(**row))
     return rows

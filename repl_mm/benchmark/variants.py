@@ -30,7 +30,7 @@ VARIANTS = (
     'AC',
     'RepL, budget + AC',
 )
-# Published by arXiv 2605.19533, Tables I, II, VIII and XIV: (memory, time) of RepL over those of E2E, on A100s.
+# Published by arXiv 2605.19533, Tables I, II, VIII, X and XIV: (memory, time) of RepL over those of E2E, on A100s.
 PUBLISHED = {
     'resnet32': (0.796, 0.785),
     'resnet110': (0.818, 0.799),
@@ -47,6 +47,7 @@ PUBLISHED = {
     'deeplabv3plus_r50-d8': (0.846, 0.841),
     'deeplabv3_r101-d8': (0.838, 0.863),
     'deeplabv3plus_r101-d8': (0.840, 0.851),
+    'transformer-lm-12l': (0.880, 0.851),
 }
 
 
@@ -60,6 +61,11 @@ def name_of(config: Config) -> str:
     return next((name for name in candidates if name in PUBLISHED), stem)
 
 
+def variants_for(config: Config) -> list[str]:
+    """The names of ``VARIANTS`` that a config with sites can be: no stochastic depth where its backbone has none."""
+    return [name for name in VARIANTS if 'SD' not in name or backbone_class(config).depth_option]
+
+
 def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str, Config]:
     """Configs of the variants of a config with sites.
 
@@ -69,7 +75,8 @@ def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str,
             path; ``AC`` activation checkpointing of every retained block.
 
     Raises:
-        ValueError: A name that does not exist, or a config that replaces nothing.
+        ValueError: A name that does not exist, stochastic depth of a backbone that has none, or a config that replaces
+            nothing.
     """
     require_sites(config)
     found = {}
@@ -84,7 +91,9 @@ def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str,
         if kind == 'E2E':
             variant = e2e_twin(variant)
         if 'SD' in extra:
-            variant.model.backbone[backbone_class(config).depth_option] = STOCHASTIC_DEPTH
+            if (option := backbone_class(config).depth_option) is None:
+                raise ValueError(f'{name!r}: {config.model.backbone.type} has no stochastic depth, leave it out')
+            variant.model.backbone[option] = STOCHASTIC_DEPTH
         variant.activation_checkpointing = 'AC' in extra
         found[name] = variant
     return found

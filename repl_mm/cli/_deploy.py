@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from repl_mm import __version__
 from repl_mm.analysis.tables import Table
-from repl_mm.cli.config import load_scoped_config
+from repl_mm.backbones.configs import is_adaptive, with_repl
+from repl_mm.cli.config import SCOPES, load_scoped_config
 from repl_mm.cli.runner import build_model
-from repl_mm.deployment import deploy, parity
+from repl_mm.deployment import deploy, example_inputs, parity, takes_images
 from repl_mm.engine.checkpoints import as_safetensors
 from repl_mm.engine.errors import HOST_ERRORS, explain, printable, summarise
 from repl_mm.engine.files import write_atomic
@@ -35,8 +36,10 @@ from repl_mm.engine.weights import load_strict, read_checkpoint
 from repl_mm.export import EXPORTS
 from repl_mm.export.graph import (
     AXES,
+    INPUTS,
     OPSET,
     TOLERANCE,
+    another_shape,
     as_onnx,
     as_torch,
     check,
@@ -44,7 +47,7 @@ from repl_mm.export.graph import (
     trace,
     tracing_size,
 )
-from repl_mm.surgery import computing_layers
+from repl_mm.surgery import computing_layers, sites_of
 
 # Height and width that the models are compared at: all strides and pyramids divide them.
 SIZES = ((128, 192), (192, 128))
@@ -91,43 +94,63 @@ def plain_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {'dataset_meta': json.loads(json.dumps(dataset_meta, default=lambda v: getattr(v, 'tolist', v.__str__)()))}
 
 
-def read_images(config: Config, model: BaseModel) -> list[Tensor]:
-    """Two images of the validation set as the model takes them, or none where the data is not there."""
+def read_inputs(config: Config, model: BaseModel) -> list[Tensor]:
+    """Two samples of the validation set as the model takes them, or none where the data is not there."""
     try:
         dataset = DATASETS.build((config.get('val_dataloader') or config.test_dataloader).dataset)
         batches = [pseudo_collate([dataset[index]]) for index in (0, len(dataset) - 1)]
-        return [model.data_preprocessor(batch, False)['inputs'] for batch in batches]
+        inputs = [model.data_preprocessor(batch, False)['inputs'] for batch in batches]
+        return [one if isinstance(one, Tensor) else torch.stack(one) for one in inputs]
     except HOST_ERRORS as error:
-        print(f'No images of the validation set to check with: {summarise(error)}')
+        print(f'No inputs of the validation set to check with: {summarise(error)}')
         return []
 
 
-def check_parity(model: nn.Module, static: nn.Module, images: list[Tensor], *, fuse_all: bool) -> None:
-    """Show the differences; raise ValueError where they are more than rounding."""
-    # In float64 only an error can be seen, in float32 also what rounding does to the weights that are written.
-    exact = deploy(copy.deepcopy(model).double(), fuse_all=fuse_all)
+def batches_of_images(model: nn.Module, images: list[Tensor]) -> list[tuple[str, Tensor]]:
+    """Images of several sizes to compare models on, random ones and those that are given, each with its name."""
     least = getattr(model.backbone, 'least_side', 0)
     sizes = list(dict.fromkeys((max(height, least), max(width, least)) for height, width in SIZES))
     batches = [('random', torch.randn(2, 3, *size)) for size in sizes]
     for size in sizes if images else ():
         resized = [nn.functional.interpolate(image, size, mode='bilinear') for image in images]
         batches.append(('validation set, resized', torch.cat(resized)))
-    batches += [('validation set', image) for image in images if image[0, 0].numel() <= LARGEST]
+    return batches + [('validation set', image) for image in images if image[0, 0].numel() <= LARGEST]
+
+
+def batches_of_others(model: nn.Module, inputs: list[Tensor]) -> list[tuple[str, Tensor]]:
+    """The same of what a model for something else takes."""
+    longest = example_inputs(model, 2)
+    shorter = example_inputs(model, 3, another_shape(longest.shape)[1:])
+    return [('random', longest), ('random', shorter), *(('validation set', one) for one in inputs)]
+
+
+def check_parity(model: nn.Module, static: nn.Module, inputs: list[Tensor], *, fuse_all: bool) -> None:
+    """Show the differences; raise ValueError where they are more than rounding."""
+    # In float64 only an error can be seen, in float32 also what rounding does to the weights that are written.
+    exact = deploy(copy.deepcopy(model).double(), fuse_all=fuse_all)
+    batches = (batches_of_images if takes_images(model) else batches_of_others)(model, inputs)
     rows, equal = [], True
     for name, batch in track(batches, 'Comparing: ', transient=True):
-        double, single = parity(exact, model, batch.double()), parity(static, model, batch)
-        if math.isnan(parity(model, model, batch)):
-            raise ValueError(f'the trained model itself gives NaN on images ({name}): look at its batch norms')
+        double, single = (
+            parity(ours, model, batch, dtype=dtype) for ours, dtype in ((exact, torch.double), (static, torch.float))
+        )
+        if math.isnan(parity(model, model, batch, dtype=torch.float)):
+            raise ValueError(f'the trained model itself gives NaN on inputs ({name}): look at its norms')
         equal &= double <= 1e-10 and single <= 1e-5  # false for NaN too
-        rows.append([name, ' x '.join(map(str, batch.shape[2:])), f'{double:.1e}', f'{single:.1e}'])
+        size = ' x '.join(map(str, batch.shape[2:] or batch.shape[1:]))
+        rows.append([name, size, f'{double:.1e}', f'{single:.1e}'])
+    kind = ['Images', 'Height x width'] if takes_images(model) else ['Sequences', 'Length']
     title = 'Relative difference from the trained model'
-    Table(['Images', 'Height x width', 'float64', 'float32'], 'llrr', rows, title=title).print()
+    Table([*kind, 'float64', 'float32'], 'llrr', rows, title=title).print()
     if not equal:
         raise ValueError('the static model does not equal the trained one, see the table: nothing was written')
 
 
-def deployed_config(config: Config, *, fuse_all: bool) -> Config:
-    """The config that the deployed weights belong to."""
+def deployed_config(config: Config, model: BaseModel, *, fuse_all: bool) -> Config:
+    """The config that the deployed weights of a model belong to."""
+    if is_adaptive(config):
+        sites = [tuple(site) for site in sites_of(model.backbone.repl_stages().values())]
+        config = with_repl(config, policy='explicit', sites=sites)
     config = Config({key: value for key, value in config.to_dict().items() if key not in ('work_dir', 'launcher')})
     config.model.backbone.update(deploy=dict(fuse_all=True) if fuse_all else True, init_cfg=None)
     for part in (config.model, config.model.backbone):
@@ -155,37 +178,44 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def size_to_trace(exported: nn.Module, static: nn.Module) -> Sequence[int]:
+    """Height and width, or length, of the inputs to trace a model with that is exported as a whole or in part."""
+    if not takes_images(exported):
+        return example_inputs(exported, 1).shape[1:]
+    # At its own size a ViT does not resize its position embeddings, which an exported graph does for some sizes only.
+    return getattr(static.backbone, 'img_size', None) or tracing_size(exported, SIZES[0])
+
+
 def write_exports(static: nn.Module, path: Path, args: Namespace) -> None:
     exported = static.backbone if args.backbone_only else static
-    # At its own size a ViT does not resize its position embeddings, which an exported graph does for some sizes only.
-    own = getattr(static.backbone, 'img_size', None)
     with explain(f'cannot trace the model at {" x ".join(map(str, args.size))}' if args.size else 'cannot trace'):
-        program = trace(exported, args.size or own or tracing_size(exported, SIZES[0]))
+        program = trace(exported, args.size or size_to_trace(exported, static))
     axes = input_shape(program)
-    shape = ' x '.join(map(str, axes))
-    for name, axis in zip(AXES, axes, strict=True):
+    kind, shape = INPUTS[len(axes)], ' x '.join(map(str, axes))
+    for name, axis in zip(AXES[len(axes)], axes, strict=True):
         if isinstance(axis, int) and name != 'channels':
-            print(f'FIXED: the exports take images of {name} {axis} alone; --size exports for another size')
+            print(f'FIXED: the exports take {kind} of {name} {axis} alone; --size exports for another size')
     for format in args.format:
         content = as_onnx(program, model=exported) if format == 'onnx' else as_torch(program)
         difference = check(exported, program, content, format=format)
         if not difference <= TOLERANCE:
             raise ValueError(f'the export as {format} differs by {difference:.1e} from the model: nothing was written')
         opset = f', opset {OPSET}' if format == 'onnx' else ''
-        print(f'{format}: images {shape}{opset}, relative difference {difference:.1e}')
+        print(f'{format}: {kind} {shape}{opset}, relative difference {difference:.1e}')
         write_atomic(path.with_suffix(EXPORTS[format]), content)
 
 
 def run(args: Namespace) -> None:
-    config = load_scoped_config(args, sections=('model', 'test_dataloader'))
+    config = load_scoped_config(args, sections=('model', 'test_dataloader'), scopes=SCOPES)
     with new_folder(args.out) as folder:
         MMLogger.get_instance('mmengine', log_level='WARNING')
         model, meta = load_model(config, args)
         static = deploy(model, fuse_all=args.fuse_all)
-        images = read_images(config, model)
-        check_parity(model, static, images, fuse_all=args.fuse_all)
+        if args.size and not takes_images(model):
+            raise ValueError(f'--size is of images, and {args.config} takes none: leave it out')
+        check_parity(model, static, read_inputs(config, model), fuse_all=args.fuse_all)
         path = folder / f'{Path(args.config).stem}_deployed.py'
-        deployed_config(config, fuse_all=args.fuse_all).dump(path)
+        deployed_config(config, model, fuse_all=args.fuse_all).dump(path)
         buffer = BytesIO()
         torch.save({'state_dict': static.state_dict(), 'meta': meta}, buffer)
         write_atomic(path.with_suffix('.pth'), buffer.getvalue())

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import torch
     from mmengine.config import Config
 
-    Case = tuple[Config, str, int, tuple[int, int]]  # config, backend, batch, size
+    Case = tuple[Config, str, int, tuple[int, ...]]  # config, backend, batch, size
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 DEPTH_110 = {'model.backbone.depth': 110}
-# The published rows: config, overrides, size of the images, batch for --quick and for --full.
+# The published rows: config, overrides, size of the images or sequences, batch for --quick and for --full.
 SUITE = [
     ('demo/resnet32-repl_digits.py', {}, (32, 32), 128, 1024),
     ('demo/resnet32-repl_digits.py', DEPTH_110, (32, 32), 64, 1024),
@@ -46,6 +46,7 @@ SUITE = [
     ('segmentation/deeplabv3plus_r50-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
     ('segmentation/deeplabv3_r101-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
     ('segmentation/deeplabv3plus_r101-d8-repl_1xb16-30k_cityscapes-768x768.py', {}, (128, 128), 2, 16),
+    ('language/transformer-lm-12l-repl_1xb64-20e_wikitext2.py', {}, (128,), 2, 64),
 ]
 FULL_SIZES = {'detection': (800, 1344), 'segmentation': (768, 768)}
 
@@ -66,8 +67,8 @@ def build_parser() -> ArgumentParser:
     step.add_argument(
         '--predict',
         metavar='DEVICE',
-        help='measure nothing, predict for a100, h100 or a .json file with the figures of a device (fp32, tf32 in '
-        'TFLOPS, bandwidth in GB/s)',
+        help='measure nothing, predict for a100, h100 or a .json file with the figures of a device (fp32, tf32 and '
+        'bf16 in TFLOPS, bandwidth in GB/s)',
     )
     suite = step.add_mutually_exclusive_group()
     suite.add_argument('--quick', action='store_true', help='the published rows at sizes for two CPU cores')
@@ -75,7 +76,9 @@ def build_parser() -> ArgumentParser:
     for kind, many in ((forward, '+'), (step, '*')):
         kind.add_argument('configs', nargs=many, metavar='CONFIG', help='configs with sites')
         kind.add_argument('--batch-size', nargs='+', type=int, default=[1, 16], help='(default: 1 16)')
-        kind.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
+        kind.add_argument(
+            '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'), help='of the images (default: 224 224)'
+        )
         kind.add_argument(
             '--backend', nargs='+', default=['fp32'], help=f'out of {", ".join(BACKENDS)}; joined by + (default: fp32)'
         )
@@ -87,9 +90,10 @@ def build_parser() -> ArgumentParser:
 
 
 def load(args: Namespace, path: str | Path, sections: tuple[str, ...]) -> Config:
-    from repl_mm.cli.config import load_scoped_config
+    from repl_mm.cli.config import IMAGE_SCOPES, SCOPES, load_scoped_config
 
-    return load_scoped_config(Namespace(**vars(args) | dict(config=str(path))), sections=sections)
+    scopes = SCOPES if args.kind == 'train' else IMAGE_SCOPES
+    return load_scoped_config(Namespace(**vars(args) | dict(config=str(path))), sections=sections, scopes=scopes)
 
 
 def latency_cases(args: Namespace) -> list[Case]:
@@ -100,7 +104,7 @@ def latency_cases(args: Namespace) -> list[Case]:
             with explain(f'cannot set the policy of {path}'):
                 config.model.backbone.repl.policy = policy
         configs.append(config)
-    return list(itertools.product(configs, args.backend, args.batch_size, [tuple(args.size)]))
+    return list(itertools.product(configs, args.backend, args.batch_size, [tuple(args.size or (224, 224))]))
 
 
 def training_cases(args: Namespace) -> list[Case]:
@@ -108,8 +112,15 @@ def training_cases(args: Namespace) -> list[Case]:
         raise ValueError('give either configs, or one of --quick and --full, which bring their own')
     sections = ('model', 'optim_wrapper')
     if args.configs:
+        from repl_mm.analysis.cost import input_shape_of
+
         configs = [load(args, path, sections) for path in args.configs]
-        return list(itertools.product(configs, args.backend, args.batch_size, [tuple(args.size)]))
+        sizes = [input_shape_of(config, args.size)[-2:] for config in configs]
+        return [
+            (config, backend, batch, size)
+            for config, size in zip(configs, sizes, strict=True)
+            for backend, batch in itertools.product(args.backend, args.batch_size)
+        ]
     cases = []
     for path, overrides, size, quick, full in SUITE:
         config = load(args, CONFIGS / path, sections)
@@ -122,22 +133,24 @@ def training_cases(args: Namespace) -> list[Case]:
 def measure_case(args: Namespace, case: Case, device: torch.device) -> list[object]:
     from repl_mm.benchmark import latency, predict
     from repl_mm.benchmark.training import measure_steps
-    from repl_mm.benchmark.variants import VARIANTS, build_variants, name_of
+    from repl_mm.benchmark.variants import build_variants, name_of, variants_for
 
     config, backend, batch, size = case
     options = dict(backend=backend, batch=batch, size=size, device=device, seconds=args.seconds)
     if args.kind == 'latency':
         return latency.measure(config, **options)
-    variants = build_variants(config, list(dict.fromkeys(['E2E', *(args.variant or VARIANTS)])))
+    variants = build_variants(config, list(dict.fromkeys(['E2E', *(args.variant or variants_for(config))])))
     if args.predict:
-        return predict.predict_steps(variants, args.predict, model=name_of(config), batch=batch, size=size)
+        return predict.predict_steps(
+            variants, args.predict, model=name_of(config), batch=batch, size=size, backend=backend
+        )
     return measure_steps(variants, model=name_of(config), **options)
 
 
 @exit_on_user_error()
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    if min(*args.batch_size, *args.size) < 1:
+    if min([*args.batch_size, *(args.size or ())]) < 1:
         raise ValueError('--batch-size and --size are at least 1')
     if not 0 <= args.seconds <= 3600:
         raise ValueError(f'--seconds is from 0 to 3600, got {args.seconds}')
@@ -160,9 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with explain(f'cannot use --device {args.device}'):
         device = torch.zeros(1, device=args.device or get_device()).device
     if predicted := getattr(args, 'predict', None):
-        find_device(predicted)
-        if args.backend != ['fp32']:
-            raise ValueError('--predict is for fp32, with TF32 for convolutions: leave --backend out')
+        for backend in args.backend:
+            predict.check_predictable(backend, find_device(predicted))
     tables: ModuleType = latency if args.kind == 'latency' else report
     cases: Callable[[Namespace], list[Case]] = latency_cases if args.kind == 'latency' else training_cases
     rows = []
@@ -171,7 +183,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows += measure_case(args, case, device)
         write_atomic(args.out / f'{args.kind}.csv', as_csv(rows).encode())
     if predicted:
-        table, conditions = predict.as_table(rows), predict.conditions(predicted)
+        table, conditions = (
+            predict.as_table(rows),
+            predict.conditions(predicted, args.backend, ' '.join(row.left_out for row in rows)),
+        )
         write_atomic(args.out / f'{args.kind}.md', f'{table.markdown()}\n{conditions}\n'.encode())
         table.print()
         print(conditions)

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from repl_mm.analysis.tables import Table
 
 TABLE_FORMS = ('.md', '.csv', '.json')
+# The extra that brings a package, by the name under which it is imported; the core has no extra.
+EXTRAS = {
+    **dict.fromkeys(('torch', 'torchvision', 'numpy', 'PIL', 'psutil', 'rich', 'safetensors'), ''),
+    **dict.fromkeys(('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg'), 'onedl'),
+    **dict.fromkeys(('matplotlib', 'pycocotools', 'scipy', 'sklearn', 'tensorboard'), 'tools'),
+    **dict.fromkeys(('onnx', 'onnxruntime', 'onnxscript'), 'deploy'),
+    'torchao': 'quantize',
+    'pytorch_grad_cam': 'analysis',
+}
 
 
 @contextmanager
@@ -32,6 +41,14 @@ def exit_on_user_error(*, on_interrupt: str = '') -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _leave(f'interrupted: {on_interrupt}'.removesuffix(': '), code=130)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or '').partition('.')[0])
+        if extra is None:
+            raise
+        # Never by hand: the classic libraries and their forks write over each other's files.
+        classic = " or, for the classic libraries, pip install 'repl_mm[openmmlab]'" if extra == 'onedl' else ''
+        needed = f"'repl_mm[{extra}]'" if extra else 'repl_mm'
+        _leave(f'error: {error.name} is not installed: pip install {needed}{classic}', code=2)
     except FloatingPointError as error:
         _leave(f'error: {error}', code=1)
     except RuntimeError as error:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmengine.logging import MMLogger
 
     from repl_mm.analysis.compare import as_json, as_markdown, as_table, compare, conditions
-    from repl_mm.analysis.plot import as_png
+    from repl_mm.analysis.plot import as_bubbles, as_png
     from repl_mm.engine.errors import printable
     from repl_mm.engine.files import write_atomic
 
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         'comparison.json': as_json(comparison).encode(),
         'comparison.png': as_png(comparison),
     }
+    if (bubbles := as_bubbles(comparison)) is not None:
+        files['bubbles.png'] = bubbles
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomic(out / name, content)

@@ -20,6 +20,8 @@ from repl_mm.engine.logs import import_hosts
 from repl_mm.engine.lookup import trust
 
 KEY = re.compile(r'[^\W\d]\w*(\.\w+)*')
+IMAGE_SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
+SCOPES = (*IMAGE_SCOPES, 'repl_mm')
 SHARDED = ('FlexibleRunner', 'repl_mm.FSDPStrategy')
 
 
@@ -29,15 +31,16 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     Raises:
         ValueError: A config that cannot be read or lacks a section, or a launch that cannot work.
     """
+    install()
     if not getattr(args, 'verbose', False):
         import_hosts()
-    install()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     check_launch(args.launcher)
     require_regular(args.config)
     # A config is Python code and may raise anything.
     with explain(f'cannot read the config {args.config}', errors=Exception):
         config = Config.fromfile(args.config)
+        _leave_our_scope(config._cfg_dict)
     trust(config)
     with explain('cannot apply --cfg-options', errors=(*HOST_ERRORS, AttributeError)):
         options = _parse_options(args.cfg_options or [])
@@ -71,6 +74,19 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     return config
 
 
+def _leave_our_scope(section: Any) -> None:
+    """Undo that ``_base_ = 'repl_mm::...'`` puts all sections into our scope: the hosts' classes are not in it.
+
+    Our configs name their library themselves.
+    """
+    if isinstance(section, dict):
+        if section.get('_scope_') == 'repl_mm':
+            del section['_scope_']
+        section = list(section.values())
+    for value in section if isinstance(section, list) else ():
+        _leave_our_scope(value)
+
+
 def _merge(config: Config, options: Mapping[str, Any]) -> None:
     """As mmengine does, which takes an item of a list for a dict to merge into."""
     for key, value in options.items():
@@ -90,14 +106,18 @@ def _parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         raise ValueError('a value is a number, a word, or a list of them in brackets') from None
 
 
-def load_scoped_config(args: Namespace, *, sections: Sequence[str]) -> Config:
+def load_scoped_config(args: Namespace, *, sections: Sequence[str], scopes: Sequence[str] = IMAGE_SCOPES) -> Config:
     """As :func:`load_config`, for a tool that needs no runner; the config's library becomes the default scope.
+
+    Args:
+        args: The arguments of the tool.
+        sections: What the config must have.
+        scopes: The libraries that the tool knows; by default those for images.
 
     Raises:
         ValueError: As there, or a config of another library.
     """
     config = load_config(args, sections=('default_scope', *sections))
-    scopes = ('mmpretrain', 'mmdet', 'mmseg')
     if config.default_scope not in scopes:
         raise ValueError(f'default_scope is one of {", ".join(scopes)}, got {config.default_scope!r}')
     init_default_scope(config.default_scope)

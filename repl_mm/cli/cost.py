@@ -32,7 +32,9 @@ def cells(cost: Cost, reference: Cost) -> list[str]:
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config with sites')
-    parser.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
+    parser.add_argument(
+        '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'), help='of the images (default: 224 224)'
+    )
     add_table_out(parser)
     add_cfg_options(parser)
     return parser
@@ -44,25 +46,34 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mmengine.logging import MMLogger
 
-    from repl_mm.analysis.cost import build_empty, count_cost, optimizer_bytes, predict_cost, variants
-    from repl_mm.cli.config import load_scoped_config
+    from repl_mm.analysis.cost import (
+        build_empty,
+        count_cost,
+        input_shape_of,
+        optimizer_bytes,
+        predict_cost,
+        variants,
+    )
+    from repl_mm.cli.config import SCOPES, load_scoped_config
 
-    config = load_scoped_config(args, sections=('model',))
-    if min(args.size) < 1:
+    config = load_scoped_config(args, sections=('model',), scopes=SCOPES)
+    if args.size and min(args.size) < 1:
         raise ValueError(f'--size is at least 1 x 1, got {args.size[0]} x {args.size[1]}')
     MMLogger.get_instance('mmengine', log_level='WARNING')
-    shape, configs = (3, *args.size), variants(config)
-    with explain(f'cannot count {args.config} at {args.size[0]} x {args.size[1]}'):
+    configs = variants(config)
+    shape = input_shape_of(config, args.size)
+    size = ' x '.join(map(str, shape[-2:]))
+    with explain(f'cannot count {args.config} at {size}'):
         counted = {name: count_cost(c, shape) for name, c in track(configs.items(), 'Counting: ')}
-    predicted = predict_cost(config, counted['E2E'], shape)
+    predicted = predict_cost(config, counted['E2E'], shape) if 'RepL' in configs else {}
     optimizer = config.get('optim_wrapper', {}).get('optimizer')
     rows = []
     for name, c in configs.items():
         state = f'{optimizer_bytes(build_empty(c), optimizer) / MIB:,.1f}' if optimizer else '–'
         rows.append([name, 'counted', *cells(counted[name], counted['E2E']), state])
-        if name != 'E2E':
+        if name in predicted and name != 'E2E':
             agrees = predicted[name] == counted[name]
             figures = ['the same'] * 5 if agrees else cells(predicted[name], counted['E2E'])
             rows.append(['', 'predicted', *figures, ''])
-    title = f'{args.config}, one image of {args.size[0]} x {args.size[1]}, float32'
+    title = f'{args.config}, one {"image" if len(shape) == 3 else "sequence"} of {size}, float32'
     show_tables([Table(['', '', *COLUMNS], 'll' + 'r' * len(COLUMNS), rows, title=title)], args.out)

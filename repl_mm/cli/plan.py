@@ -1,12 +1,17 @@
-"""Find the fewest blocks to replace for a saving of time or memory, measured on this machine.
+"""Find the fewest blocks to replace for a saving of time or memory, measured on this machine or predicted for a GPU.
+
+With --by, not the fewest, but those that cost the least of a trained network's score.
 
 python tools/plan.py my_config.py --save-time 15% --batch-size 16 --size 224 224
+python tools/plan.py my_config.py --save-time 15% --batch-size 128 --size 224 224 --predict a100
+python tools/plan.py my_config.py --save-time 15% --by look/recoverability.json
 """
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -17,6 +22,9 @@ from repl_mm.cli.common import add_cfg_options, add_device, add_table_out, exit_
 from repl_mm.engine.errors import explain
 
 if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from repl_mm.analysis.recoverability import Losses
     from repl_mm.benchmark.plan import Plan, Saving
 
 
@@ -35,14 +43,17 @@ def percent(value: float | None) -> str:
     return '' if value is None else f'{100 * value:.1f} %'
 
 
-def as_table(plan: Plan) -> Table:
-    head = ['sites', 'form', 'predicted time', 'measured', 'predicted memory', 'measured']
+def as_table(plan: Plan, *, predicted: bool, losses: Losses | None) -> Table:
+    whole = 'whole network' if predicted else 'measured'
+    head = ['sites', 'form', 'predicted time', whole, 'predicted memory', whole]
+    head += [] if losses is None else [f'{losses.metric} lost, sum of blocks']
     rows = []
     for trial in plan.trials:
         form = ', '.join(f'{k}={v}' for k, v in trial.repl.items() if k not in ('policy', 'sites')) or 'plain'
         figures = (trial.predicted.time, trial.measured.time, trial.predicted.memory, trial.measured.memory)
-        rows.append([' '.join(f'{s}.{i}' for s, i in trial.repl['sites']), form, *map(percent, figures)])
-    return Table(head, 'llrrrr', rows, title='saved of E2E')
+        lost = [] if losses is None else [f'{trial.price:+.4g}']
+        rows.append([' '.join(f'{s}.{i}' for s, i in trial.repl['sites']), form, *map(percent, figures), *lost])
+    return Table(head, 'll' + 'r' * (len(head) - 2), rows, title='saved of E2E')
 
 
 def shortfall(plan: Plan, target: Saving) -> str:
@@ -67,18 +78,34 @@ def shortfall(plan: Plan, target: Saving) -> str:
 
 
 def build_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=' '.join(__doc__.splitlines()[:3]))
     parser.add_argument('config', help='config of a ResNet, ViT or Swin, of a host library or of this one')
     parser.add_argument('--save-time', type=percentage, metavar='PERCENT', help='of the time of a step, such as 15%%')
     parser.add_argument('--save-memory', type=percentage, metavar='PERCENT', help='of the peak memory of a step')
     parser.add_argument('--batch-size', type=int, default=2, help='images in a batch (default: %(default)s)')
     parser.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--backend', default='fp32', help=f'out of {", ".join(BACKENDS)}; joined by + (default: fp32)')
+    parser.add_argument(
+        '--predict', metavar='DEVICE', help='measure nothing, predict for a100, h100 or a .json file that describes one'
+    )
+    parser.add_argument(
+        '--by', type=Path, metavar='FILE',
+        help='recoverability.json of the trained network: not the fewest sites, but those that cost the least score',
+    )  # fmt: skip
     parser.add_argument('--seconds', type=float, default=20, help='time of a measurement (default: %(default)s)')
     add_device(parser)
     add_table_out(parser)
     add_cfg_options(parser)
     return parser
+
+
+def find_losses(path: Path, config: Config) -> Losses:
+    """What each block of the network of a config costs."""
+    from repl_mm.analysis.recoverability import read_losses
+    from repl_mm.backbones.configs import replaceable
+    from repl_mm.cli.runner import build_model
+
+    return read_losses(path, build_model(replaceable(config)).backbone)
 
 
 @exit_on_user_error()
@@ -95,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmengine.device import get_device
     from mmengine.logging import MMLogger
 
+    from repl_mm.benchmark.devices import find_device
+    from repl_mm.benchmark.fake import LEFT_OUT
     from repl_mm.benchmark.plan import Saving, describe, make_plan
+    from repl_mm.benchmark.predict import check_predictable, conditions
     from repl_mm.benchmark.step import check_training_backends
     from repl_mm.benchmark.timing import describe as describe_machine
     from repl_mm.cli.config import load_scoped_config
@@ -104,16 +134,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_training_backends([args.backend])
     config = load_scoped_config(args, sections=('model', 'optim_wrapper'))
     MMLogger.get_instance('mmengine', log_level='WARNING')
-    with explain(f'cannot use --device {args.device}'):
-        device = torch.zeros(1, device=args.device or get_device()).device
+    if args.predict:
+        device = find_device(args.predict)
+        check_predictable(args.backend, device)
+    else:
+        with explain(f'cannot use --device {args.device}'):
+            device = torch.zeros(1, device=args.device or get_device()).device
+    losses = find_losses(args.by, config) if args.by is not None else None
     console = Console(log_path=False)
     with explain(f'cannot plan for {args.config}'), console.status('') as status:
         plan = make_plan(
             config, target, batch=args.batch_size, size=tuple(args.size), backend=args.backend, device=device,
-            seconds=args.seconds, report=lambda text: (console.log(text), status.update(text)),
+            seconds=args.seconds, losses=losses, report=lambda text: (console.log(text), status.update(text)),
         )  # fmt: skip
-    show_tables([as_table(plan)], args.out)
-    print(f'Batch {args.batch_size}, {args.size[0]} x {args.size[1]}, {args.backend}; {describe_machine(device)}')
+    show_tables([as_table(plan, predicted=bool(args.predict), losses=losses)], args.out)
+    run = f'Batch {args.batch_size}, {args.size[0]} x {args.size[1]}, {args.backend}'
+    if args.predict:
+        print(f'{run}; E2E takes {plan.mib:,.0f} MiB and {1e3 * plan.seconds:,.1f} ms a step.')
+        print(conditions(args.predict, [args.backend], LEFT_OUT[config.default_scope]))
+    else:
+        print(f'{run}; {describe_machine(device)}')
     if not plan.reached:
         print(shortfall(plan, target))
     if plan.chosen.measured.share_of(target) > 0:

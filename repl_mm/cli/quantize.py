@@ -43,7 +43,7 @@ def load_run(folder: Path, *, work_dir: Path) -> Runner:
     from repl_mm.backbones import ReplMixin
     from repl_mm.cli.config import load_config
     from repl_mm.cli.runner import build_runner
-    from repl_mm.deployment import deploy, fold_norms
+    from repl_mm.deployment import deploy, fold_norms, takes_images
     from repl_mm.engine.weights import load_strict, read_checkpoint
 
     path = find_latest_checkpoint(str(folder))
@@ -55,6 +55,8 @@ def load_run(folder: Path, *, work_dir: Path) -> Runner:
     config = load_config(args, sections=('model', 'train_dataloader', 'test_dataloader', 'test_evaluator'))
     config.update(load_from=None, resume=False, log_level='WARNING')
     runner = build_runner(config, loops=['test'])
+    if not takes_images(runner.model):
+        raise ValueError(f'INT8 is for networks that take images, and that of {folder} takes none: leave it out')
     load_strict(runner.model, read_checkpoint(path), source=path)
     if isinstance(runner.model.backbone, ReplMixin):
         runner.model = deploy(runner.model, fuse_all=True)

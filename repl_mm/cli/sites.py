@@ -30,11 +30,13 @@ def stage_table(backbone: ReplMixin) -> Table:
 
 def site_table(backbone: ReplMixin) -> Table:
     """One row per site: what stands there and which blocks it reads."""
+    from repl_mm.layers import layer_at
+
     rows = []
     names = list(backbone.repl_stages())
     for site in backbone.selection.sites:
         name = names[site.stage]
-        layer = backbone.repl_stages()[name][site.index]
+        layer = layer_at(backbone.repl_stages()[name][site.index])
         beside = [f'{name}.{site.index + step}' for step in (-1, 1)]
         own = sum(p.numel() for p in layer.parameters())
         rows.append([f'{name}.{site.index}  ({site.stage}, {site.index})', type(layer).__name__, f'{own:,}', *beside])
@@ -70,5 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(
             f'{names[site.stage]}.{site.index} is not replaced: {reason}', highlight=False, markup=False, soft_wrap=True
         )
+    if candidates := backbone.selection.candidates:
+        console.print(
+            f'These are the sites of the first epoch; at each further one, training chooses as many of '
+            f'{len(candidates)} positions',
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if backbone.selection.note:
         console.print(backbone.selection.note, highlight=False, markup=False, soft_wrap=True)

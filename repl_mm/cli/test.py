@@ -1,4 +1,4 @@
-"""Test a checkpoint of mmpretrain, mmdet or mmseg."""
+"""Test a checkpoint of mmpretrain, mmdet, mmseg, or of a language model."""
 
 from __future__ import annotations
 
@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     as_pickle = bool(args.out) and args.out.endswith(('.pkl', '.pickle'))
     if args.out and not as_pickle:
         use_out(config, args.out)
+    if args.show_dir and config.default_scope == 'repl_mm':
+        raise ValueError('--show-dir draws on images, and a language model has none: leave it out')
     config.update(load_from=args.checkpoint, resume=False)
     if args.amp:
         use_amp(config)

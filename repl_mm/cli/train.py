@@ -1,4 +1,4 @@
-"""Train a model of mmpretrain, mmdet or mmseg from its config."""
+"""Train a model of mmpretrain, mmdet or mmseg, or a language model, from its config."""
 
 from __future__ import annotations
 
@@ -68,6 +68,18 @@ def use_exact_resume(config: Config) -> None:
     types = [name_of(hook.get('type')).rpartition('.')[2] for hook in given if isinstance(hook, Mapping)]
     ours = ('repl_mm.CostHook', 'repl_mm.FiniteLossHook', 'repl_mm.WatchdogHook')
     config.custom_hooks = given + [dict(type=kind) for kind in ours if kind.removeprefix('repl_mm.') not in types]
+
+
+def use_adaptive_sites(config: Config) -> None:
+    """Let a training that chooses its sites do so."""
+    from repl_mm.backbones.configs import is_adaptive
+
+    if not is_adaptive(config):
+        return
+    types = [name_of(hook.get('type')).rpartition('.')[2] for hook in config.custom_hooks]
+    if 'AdaptiveHook' not in types:
+        config.custom_hooks.append(dict(type='repl_mm.AdaptiveHook'))
+    config.setdefault('find_unused_parameters', True)  # on several processes
 
 
 def start_watchdog(config: Config) -> None:
@@ -143,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.auto_scale_lr:
         use_scaled_lr(config)
     use_exact_resume(config)
+    use_adaptive_sites(config)
     start_watchdog(config)
     resume = args.resume
     if resume is None and config.get('resume'):  # as mmengine's own configs ask for it

@@ -36,21 +36,21 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def load_batches(config: Config, *, number: int) -> list[Any]:
-    """The first batches of the training data, as its pipeline gives them under a fixed seed.
+def load_batches(config: Config, *, number: int, loop: str = 'train') -> list[Any]:
+    """The first batches of a loop's data, as its pipeline gives them under a fixed seed.
 
     Raises:
         ValueError: The data cannot be loaded, or give no batch.
     """
     from mmengine.runner import Runner, set_random_seed
 
-    loader = copy.deepcopy(config.train_dataloader)
+    loader = copy.deepcopy(config[f'{loop}_dataloader'])
     loader.update(num_workers=0, persistent_workers=False)
     set_random_seed(0)
-    with explain('cannot load the train data, check train_dataloader in the config'):
+    with explain(f'cannot load the {loop} data, check {loop}_dataloader in the config'):
         batches = list(islice(Runner.build_dataloader(loader, seed=0), number))
     if not batches:
-        raise ValueError('train_dataloader gives no batch: check its paths and its batch_size')
+        raise ValueError(f'{loop}_dataloader gives no batch: check its paths and its batch_size')
     return batches
 
 

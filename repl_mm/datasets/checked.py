@@ -10,8 +10,6 @@ import numpy as np
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 from mmpretrain.datasets import BaseDataset
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from repl_mm.datasets.checks import coco_annotations, is_truncated, label_file_problem, label_problem
 from repl_mm.registry import DATASETS
@@ -47,6 +45,10 @@ class Digits(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """All images of the split with their labels."""
+        # Of an extra, and this module is imported for every data set.
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
         digits = load_digits()
         images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, axis=-1)
         train, val = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)

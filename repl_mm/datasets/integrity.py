@@ -1,11 +1,10 @@
 """Is a published data set complete and sound on disk?"""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from repl_mm.datasets.checks import (
     label_problem,
     read_idx,
 )
+from repl_mm.datasets.digests import cifar10_digests, has_digest, stl10_digests, svhn_digests, wikitext2_digests
 
 Track = Callable[[Sequence[Path]], Iterable[Path]]
 
@@ -187,42 +187,13 @@ def _class_folders(folder: Path, names: Sequence[str]) -> tuple[set[str], list[P
     return classes, problems
 
 
-# --- Sets whose files torchvision knows by their MD5 digests ---
-# It is imported when it is needed, as it takes seconds.
-
-
-@cache
-def cifar10_digests() -> dict[str, str]:
-    """Digest of each file, by its path under the root."""
-    from torchvision.datasets import CIFAR10
-
-    files = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta['filename'], CIFAR10.meta['md5'])]
-    return {f'{CIFAR10.base_folder}/{name}': digest for name, digest in files}
-
-
-@cache
-def svhn_digests() -> dict[str, str]:
-    """As above, without the extra images."""
-    from torchvision.datasets import SVHN
-
-    return {name: digest for _, name, digest in (SVHN.split_list[split] for split in ('train', 'test'))}
-
-
-@cache
-def stl10_digests() -> dict[str, str]:
-    """As above."""
-    from torchvision.datasets import STL10
-
-    return {f'{STL10.base_folder}/{name}': digest for name, digest in (*STL10.train_list, *STL10.test_list)}
+# --- Sets whose files have published digests ---
 
 
 def _check_digests(root: Path, track: Track, *, name: str, digests: Callable[[], Mapping[str, str]]) -> list[Problem]:
-    wrong = []
-    for path in track([root / part for part in digests() if (root / part).is_file()]):
-        with path.open('rb') as file:
-            if hashlib.file_digest(file, 'md5').hexdigest() != digests()[path.relative_to(root).as_posix()]:
-                wrong.append(path)
-    text = f'{len(wrong)} file(s) are damaged or of another version, by their MD5 digests'
+    known, there = digests(), [root / part for part in digests() if (root / part).is_file()]
+    wrong = [path for path in track(there) if not has_digest(path, known[path.relative_to(root).as_posix()])]
+    text = f'{len(wrong)} file(s) are damaged or of another version, by their digests'
     return group(wrong, text, todo=f'get {_origin(name)} again', shown=20)
 
 
@@ -307,7 +278,13 @@ SOURCES = dict(
             'https://github.com/zalandoresearch/fashion-mnist',
             lambda: FASHION_MNIST,
             _check_fashion_mnist,
-        )
+        ),
+        'wikitext2': Source(
+            'WikiText-2',
+            'https://wikitext.smerity.com',
+            wikitext2_digests,
+            partial(_check_digests, name='wikitext2', digests=wikitext2_digests),
+        ),
     },
 )
 
@@ -336,7 +313,8 @@ def check(name: str, root: Path, *, track: Track = iter) -> list[Problem]:
     if name not in SOURCES:
         raise ValueError(f'there is no data set {name!r}: give one of {", ".join(SOURCES)}')
     if not root.is_dir():
-        raise ValueError(f'{root} is no folder: give the one that holds {", ".join([*SOURCES[name].parts()][:2])}, ...')
+        parts = ', '.join([*SOURCES[name].parts()][:2])
+        raise ValueError(f'{root} is no folder: give the one that holds {parts}, ..., or get {_origin(name)}')
     missing = [root / part for part in SOURCES[name].parts() if not as_found(root / part).exists()]
     return [missing_part(name, path) for path in missing] + SOURCES[name].check(root, track)
 

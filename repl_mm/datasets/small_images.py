@@ -8,7 +8,6 @@ import numpy as np
 import torchvision.datasets
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets.categories import CIFAR10_CATEGORIES, FASHIONMNIST_CATEGORITES
-from scipy.io import loadmat
 
 from repl_mm.datasets.checks import as_found, read_idx
 from repl_mm.datasets.integrity import SOURCES, missing_part
@@ -101,6 +100,8 @@ class SVHN(SmallImages):
     files: ClassVar = {split: [f'{split}_32x32.mat'] for split in ('train', 'test')}
 
     def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int]]:
+        from scipy.io import loadmat  # of an extra, and this module is imported for every data set
+
         content = loadmat(paths[0])
         images, labels = content['X'], content['y'].ravel()  # (H, W, 3, N), with 10 for the digit 0
         return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels.astype(int) % 10

@@ -2,7 +2,8 @@
 
 from functools import cache
 
-from repl_mm.compat import keep_archives_inside, resolve_mmseg_configs
+import repl_mm.registry  # noqa: F401  # our scope, and _base_ = 'repl_mm::...'
+from repl_mm.compat import keep_archives_inside, require_one_stack, resolve_mmseg_configs
 from repl_mm.engine.checkpoints import restrict_loading
 from repl_mm.engine.cpu import use_cpu_amp
 from repl_mm.engine.files import use_atomic_files
@@ -20,7 +21,11 @@ def install() -> None:
     - ``_base_ = 'mmseg::...'`` is found, and archives unpack into their folder alone (:mod:`repl_mm.compat`).
 
     Training with a host's own tools, ``repl_mm.CheckpointHook`` sees to the first by itself.
+
+    Raises:
+        ValueError: Host libraries are installed beside their forks.
     """
+    require_one_stack()
     use_atomic_files()
     restrict_loading()
     restrict_lookup()

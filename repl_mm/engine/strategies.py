@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from repl_mm.engine.cpu import leave_group, synchronise_batch_norms
-from repl_mm.layers import ComputingLayer
+from repl_mm.layers import AdaptiveBlock, ComputingLayer
 from repl_mm.registry import STRATEGIES
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -35,7 +35,15 @@ def shard_groups(model: nn.Module) -> list[list[nn.Module]]:
 
     Args:
         model: A network with a ``backbone`` of :mod:`repl_mm.backbones`, or such a backbone.
+
+    Raises:
+        ValueError: Training chooses the sites.
     """
+    if any(isinstance(module, AdaptiveBlock) for module in model.modules()):
+        raise ValueError(
+            "policy 'adaptive' does not go with sharded training, where every block has to run: choose a fixed policy, "
+            'or train without FSDPStrategy'
+        )
     backbone = getattr(model, 'backbone', model)
     groups: list[list[nn.Module]] = []
     for blocks in backbone.repl_stages().values():

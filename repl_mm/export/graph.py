@@ -1,4 +1,7 @@
-"""Exports of a deployed model: a torch program or an ONNX graph, from normalised images to the heads' raw outputs."""
+"""Exports of a deployed model: a torch program or an ONNX graph, from its inputs to the heads' raw outputs.
+
+Inputs are normalised images, or the tokens of a language model.
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,35 +13,45 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from repl_mm.deployment import Deployable, RawOutputs, relative_difference
+from repl_mm.deployment import Deployable, RawOutputs, example_inputs, relative_difference, takes_images
 
 # What the dynamo exporter writes without conversion.
 OPSET = 18
-AXES = ('batch', 'channels', 'height', 'width')
+# What inputs are called, and their axes, by the number of these.
+INPUTS = {4: 'images', 2: 'tokens'}
+AXES = {4: ('batch', 'channels', 'height', 'width'), 2: ('batch', 'length')}
 # Kernels of other libraries sum in another order.
 TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def trace(model: nn.Module, image_size: Sequence[int]) -> ExportedProgram:
-    """The program of a static model, for any number of images.
+def trace(model: nn.Module, size: Sequence[int]) -> ExportedProgram:
+    """The program of a static model, for any number of inputs.
 
-    Height and width are free where the model allows it; position embeddings, for one, fix them.
+    Height and width, or the length, are free where the model allows it; position embeddings, for one, fix them.
 
     Args:
         model: As it comes from :func:`repl_mm.deployment.deploy`.
-        image_size: Height and width of the images that it is traced with.
+        size: Height and width of the images that it is traced with, or the length of the sequences.
     """
-    raw, images = RawOutputs(model).eval(), torch.randn(2, 3, *image_size)
+    raw, inputs = RawOutputs(model).eval(), example_inputs(model, 2, (3, *size) if takes_images(model) else size)
     if all(part.has_free_size for part in model.modules() if isinstance(part, Deployable)):
-        program = torch.export.export(raw, (images,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},))
-        other = torch.randn(3, 3, image_size[0] + 64, image_size[1] + 128)
+        free = {at: Dim.AUTO for at, name in enumerate(AXES[inputs.dim()]) if name != 'channels'}
+        program = torch.export.export(raw, (inputs,), dynamic_shapes=(free,))
+        other = example_inputs(model, 3, another_shape(inputs.shape)[1:])
         try:
             if relative_difference(program.module()(other), raw(other)) <= TOLERANCE:
                 return program
         except (AssertionError, RuntimeError, ValueError):
             pass  # the program does not take this size
-    return torch.export.export(raw, (images,), dynamic_shapes=({0: Dim.AUTO},))
+    return torch.export.export(raw, (inputs,), dynamic_shapes=({0: Dim.AUTO},))
+
+
+def another_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape that inputs can have as well: larger images, or shorter sequences, as a model has a longest one."""
+    if len(shape) == 4:
+        return *shape[:2], shape[2] + 64, shape[3] + 128
+    return shape[0], (shape[1] + 1) // 2
 
 
 @torch.no_grad()
@@ -61,11 +74,11 @@ def tracing_size(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, in
 
 
 def input_shape(program: ExportedProgram) -> tuple[int | str, ...]:
-    """Shape (N, C, H, W) of a program's images, free axes by name."""
+    """Shape (N, C, H, W) of a program's images, or (N, T) of its tokens, free axes by name."""
     [name] = program.graph_signature.user_inputs
-    [images] = [node for node in program.graph.nodes if node.op == 'placeholder' and node.name == name]
-    shape = zip(images.meta['val'].shape, AXES, strict=True)
-    return tuple(size if isinstance(size, int) else name for size, name in shape)
+    [inputs] = [node for node in program.graph.nodes if node.op == 'placeholder' and node.name == name]
+    shape = inputs.meta['val'].shape
+    return tuple(size if isinstance(size, int) else name for size, name in zip(shape, AXES[len(shape)], strict=True))
 
 
 def as_torch(program: ExportedProgram) -> bytes:
@@ -76,13 +89,13 @@ def as_torch(program: ExportedProgram) -> bytes:
 
 
 def as_onnx(program: ExportedProgram, *, model: nn.Module) -> bytes:
-    """An ``.onnx`` file of opset ``OPSET``; its input is ``images``, its outputs are called as the model's."""
+    """An ``.onnx`` file of opset ``OPSET``: the input is ``images`` or ``tokens``, outputs are named as the model's."""
     number = len(program.graph_signature.user_outputs)
     graph = torch.onnx.export(
         program,
         dynamo=True,
         opset_version=OPSET,
-        input_names=['images'],
+        input_names=[INPUTS[len(input_shape(program))]],
         output_names=RawOutputs(model).names(number),
         verbose=False,
     ).model_proto
@@ -92,23 +105,23 @@ def as_onnx(program: ExportedProgram, *, model: nn.Module) -> bytes:
 
 def _name_axes(graph: onnx.GraphProto) -> None:
     """Call the free axes by names instead of torch's symbols."""
-    [images] = graph.input
-    names = {axis.dim_param: name for axis, name in zip(images.type.tensor_type.shape.dim, AXES, strict=True)}
+    axes = graph.input[0].type.tensor_type.shape.dim
+    names = {axis.dim_param: name for axis, name in zip(axes, AXES[len(axes)], strict=True)}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param:
                 axis.dim_param = re.sub(r'\bs\d+\b', lambda symbol: names.get(symbol[0], symbol[0]), axis.dim_param)
 
 
-def run_torch(content: bytes, images: Tensor) -> list[Tensor]:
+def run_torch(content: bytes, inputs: Tensor) -> list[Tensor]:
     """Outputs of a ``.pt2`` file's content."""
-    return list(torch.export.load(BytesIO(content)).module()(images))
+    return list(torch.export.load(BytesIO(content)).module()(inputs))
 
 
-def run_onnx(content: bytes, images: Tensor) -> list[Tensor]:
+def run_onnx(content: bytes, inputs: Tensor) -> list[Tensor]:
     """Outputs of an ``.onnx`` file's content by onnxruntime on the CPU."""
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
-    return [torch.from_numpy(output) for output in session.run(None, {'images': images.numpy()})]
+    return [torch.from_numpy(output) for output in session.run(None, {INPUTS[inputs.dim()]: inputs.numpy()})]
 
 
 @torch.no_grad()
@@ -122,11 +135,10 @@ def check(model: nn.Module, program: ExportedProgram, content: bytes, *, format:
         format: ``'torch'`` or ``'onnx'``.
     """
     [[traced], _] = program.example_inputs
-    _, _, height, width = traced.shape
-    larger = [
-        size if isinstance(axis, int) else size + 64
-        for size, axis in zip((height, width), input_shape(program)[2:], strict=True)
+    other = [
+        size if isinstance(axis, int) else another
+        for size, another, axis in zip(traced.shape, another_shape(traced.shape), input_shape(program), strict=True)
     ]
     raw, run = RawOutputs(model).eval(), {'torch': run_torch, 'onnx': run_onnx}[format]
-    batches = [torch.randn(1, 3, height, width), torch.randn(3, 3, *larger)]
-    return max(relative_difference(run(content, images), raw(images)) for images in batches)
+    batches = [example_inputs(model, 1, traced.shape[1:]), example_inputs(model, 3, other[1:])]
+    return max(relative_difference(run(content, inputs), raw(inputs)) for inputs in batches)

@@ -1,6 +1,8 @@
 """Computing layers: what stands where a block was removed. They need torch and no host library."""
 
+from repl_mm.layers.adaptive import AdaptiveBlock, layer_at
 from repl_mm.layers.base import ComputingLayer
+from repl_mm.layers.blend import BlendedBlock
 from repl_mm.layers.config import FORMS, ReplConfig
 from repl_mm.layers.cost import Cost
 from repl_mm.layers.drop import Drop
@@ -11,6 +13,8 @@ from repl_mm.layers.transformer import HeadwiseTransformerLayer, ScalarTransform
 
 __all__ = [
     'FORMS',
+    'AdaptiveBlock',
+    'BlendedBlock',
     'ComputingBasicBlock',
     'ComputingBottleneck',
     'ComputingLayer',
@@ -24,6 +28,7 @@ __all__ = [
     'TransformerParts',
     'fold',
     'is_foldable',
+    'layer_at',
     'read',
     'reads',
 ]

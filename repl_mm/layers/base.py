@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from repl_mm.layers.cost import Cost
 from repl_mm.layers.fit import Fit
 from repl_mm.layers.parts import Parts, find_reader, read
-from repl_mm.layers.static import StaticLayer
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,11 @@ class ComputingLayer(nn.Module):
         prev, next = self.neighbours
         return find_reader(prev)(prev), find_reader(next)(next)
 
+    @property
+    def norms(self) -> list[nn.Module]:
+        """Its norms with running statistics."""
+        return [module for module in self.modules() if getattr(module, 'running_mean', None) is not None]
+
     @classmethod
     def stands_for(cls, parts: Parts) -> bool:
         """Whether blocks of such parts can be replaced by this layer, shapes aside."""
@@ -134,7 +138,7 @@ class ComputingLayer(nn.Module):
         for name, value in self.coefficients.items():
             nn.init.constant_(getattr(self, name), value)
 
-    def fuse(self) -> StaticLayer:
+    def fuse(self) -> nn.Module:
         """What the layer is in eval mode as an ordinary operator with weights of its own (Eq. 32-33).
 
         timm's re-parameterisation tool calls it by this name.
@@ -152,6 +156,10 @@ class ComputingLayer(nn.Module):
     def static_cost(self, shape: torch.Size) -> Cost:
         """What it costs when it is deployed, were it trained so."""
         raise NotImplementedError
+
+    def costs(self, shape: torch.Size, removed: Cost) -> tuple[Cost, Cost]:
+        """Both of them; ``removed`` is what the removed block costs, for layers that compute what it did."""
+        return self.cost(shape), self.static_cost(shape)
 
 
 class MixingLayer(ComputingLayer):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from repl_mm.layers.base import ComputingLayer, Option
+from repl_mm.layers.blend import BlendedBlock
 from repl_mm.layers.drop import Drop
 from repl_mm.layers.parts import Parts
 from repl_mm.layers.residual import ComputingBasicBlock, ComputingBottleneck
@@ -17,6 +18,7 @@ FORMS: tuple[type[ComputingLayer], ...] = (
     ComputingBottleneck,
     ScalarTransformerLayer,
     HeadwiseTransformerLayer,
+    BlendedBlock,
     Drop,
 )
 

@@ -42,6 +42,14 @@ class Fit(Protocol):
             The distance that is left over the removed weight's norm, both squared; None where weights do not matter.
         """
 
+    def distances(self, removed: Any) -> dict[str, Tensor]:
+        """How far the removed block's weights are from what the coefficients can reach (Eq. 72, 74); changes nothing.
+
+        Returns:
+            By the name of each weight that the layer stands for, the distance over the weight's norm, group by group;
+            nothing where weights do not matter.
+        """
+
     def rows(self, x: Tensor, target: Tensor) -> Iterator[Tensor]:
         """Pieces for :meth:`LeastSquares.add`.
 
@@ -59,6 +67,13 @@ def _nearest(columns: Sequence[Tensor], removed: Tensor) -> Solution:
     squares = LeastSquares()
     squares.add([torch.stack([*columns, removed], dim=1)])
     return squares.solve(intercept=False)
+
+
+def _distances(columns: Sequence[Tensor], removed: Tensor) -> Tensor:
+    """What of each group of weights (G, n) is outside the span of others, over its norm; 0 where there is none."""
+    reached = torch.einsum('gk,kgn->gn', _nearest(columns, removed).slopes, torch.stack([*columns]).double())
+    norm = removed.double().norm(dim=1)
+    return (removed - reached).norm(dim=1) / norm.where(norm > 0, 1)
 
 
 def _set(parameter: Tensor, value: Tensor) -> None:
@@ -81,11 +96,21 @@ class _ResidualFit:
         kernels = (kernel.detach() / row_norm(kernel.detach())[..., None, None] for kernel in self.layer.kernels())
         return self.layer.columns(*kernels)
 
+    def _rows_of_kernels(self, removed: ResidualParts) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The columns, and the removed kernels of their shape by name, one row for each output channel."""
+        columns = [column.flatten(1) for column in self._columns()]
+        kernels = {f'conv{at + 1}': removed.convs[at].weight.detach().flatten(1) for at in self.layer.stands_in}
+        return columns, {name: kernel for name, kernel in kernels.items() if kernel.shape == columns[0].shape}
+
+    def distances(self, removed: ResidualParts) -> dict[str, Tensor]:
+        """Channel by channel, of each kernel."""
+        columns, kernels = self._rows_of_kernels(removed)
+        return {name: _distances(columns, kernel) for name, kernel in kernels.items()}
+
     def nearest(self, removed: ResidualParts) -> float:
         """A BasicBlock has two kernels where its layer has one: the nearer of the two is taken."""
-        columns = [column.flatten(1) for column in self._columns()]
-        kernels = [removed.convs[place].weight.detach().flatten(1) for place in self.layer.stands_in]
-        found = [_nearest(columns, kernel) for kernel in kernels if kernel.shape == columns[0].shape]
+        columns, kernels = self._rows_of_kernels(removed)
+        found = [_nearest(columns, kernel) for kernel in kernels.values()]
         best = min(found, key=lambda solution: solution.unexplained)
         self._set_coefficients(best)
         return best.unexplained
@@ -185,10 +210,17 @@ class ProjectionFit(_TokenFit):
     that the layer has (one Gauss-Newton step).
     """
 
-    def nearest(self, removed: TransformerParts) -> float:
+    def _groups(self, removed: TransformerParts) -> tuple[list[Tensor], Tensor]:
+        """The neighbours' projections and the removed one, a row for each group that has coefficients of its own."""
         prev, next = (self.layer.grouped(parts.proj.weight.detach(), borrowed=True) for parts in self.layer.parts)
-        own = self.layer.grouped(removed.proj.weight.detach(), borrowed=False)
-        solution = _nearest(self.layer.columns(prev, next), own)
+        return self.layer.columns(prev, next), self.layer.grouped(removed.proj.weight.detach(), borrowed=False)
+
+    def distances(self, removed: TransformerParts) -> dict[str, Tensor]:
+        """Of the attention's projection, head by head where heads have coefficients."""
+        return {'proj': _distances(*self._groups(removed))}
+
+    def nearest(self, removed: TransformerParts) -> float:
+        solution = _nearest(*self._groups(removed))
         self._set_coefficients(solution.slopes.mT)
         return solution.unexplained
 
@@ -224,6 +256,10 @@ class AffineFit(_TokenFit):
 
     def nearest(self, removed: TransformerParts) -> None:
         """No weights are borrowed."""
+
+    def distances(self, removed: TransformerParts) -> dict[str, Tensor]:
+        """No weights are borrowed."""
+        return {}
 
     def adopt(self, solution: Solution) -> None:
         _set(self.layer.gamma, solution.slopes)

@@ -46,6 +46,7 @@ class TransformerParts:
         mlp: Its two linear layers, or None where it is made otherwise.
         activation: What stands between them.
         num_heads: Heads of the attention.
+        attention: The whole attention, between the norm and the sum; None where that is no module of its own.
     """
 
     proj: nn.Linear
@@ -54,6 +55,7 @@ class TransformerParts:
     mlp: tuple[nn.Linear, nn.Linear] | None
     activation: Activation
     num_heads: int
+    attention: nn.Module | None = None
 
 
 class FunctionalActivation(nn.Module):
@@ -225,13 +227,13 @@ def _mmpretrain_vit(block: nn.Module) -> TransformerParts:
         _refuse(block, 'has layer scale')
     if block.attn.v_shortcut:
         _refuse(block, 'adds its values to its attention')
-    return TransformerParts(block.attn.proj, block.ln1, block.ln2, *_ffn(block), block.attn.num_heads)
+    return TransformerParts(block.attn.proj, block.ln1, block.ln2, *_ffn(block), block.attn.num_heads, block.attn)
 
 
 @reads('mmseg.models.backbones.vit.TransformerEncoderLayer')
 def _mmseg_vit(block: nn.Module) -> TransformerParts:
     attention = block.attn.attn
-    return TransformerParts(attention.out_proj, block.norm1, block.norm2, *_ffn(block), attention.num_heads)
+    return TransformerParts(attention.out_proj, block.norm1, block.norm2, *_ffn(block), attention.num_heads, block.attn)
 
 
 @reads(
@@ -241,20 +243,20 @@ def _mmseg_vit(block: nn.Module) -> TransformerParts:
 )
 def _openmmlab_swin(block: nn.Module) -> TransformerParts:
     attention = block.attn.w_msa
-    return TransformerParts(attention.proj, block.norm1, block.norm2, *_ffn(block), attention.num_heads)
+    return TransformerParts(attention.proj, block.norm1, block.norm2, *_ffn(block), attention.num_heads, block.attn)
 
 
 @reads('torchvision.models.vision_transformer.EncoderBlock')
 def _torchvision_vit(block: nn.Module) -> TransformerParts:
     attention, mlp = block.self_attention, block.mlp
     norms = (block.ln_1, block.ln_2)
-    return TransformerParts(attention.out_proj, *norms, (mlp[0], mlp[3]), mlp[1], attention.num_heads)
+    return TransformerParts(attention.out_proj, *norms, (mlp[0], mlp[3]), mlp[1], attention.num_heads, attention)
 
 
 @reads('torchvision.models.swin_transformer.SwinTransformerBlock')
 def _torchvision_swin(block: nn.Module) -> TransformerParts:
     mlp, norms = block.mlp, (block.norm1, block.norm2)
-    return TransformerParts(block.attn.proj, *norms, (mlp[0], mlp[3]), mlp[1], block.attn.num_heads)
+    return TransformerParts(block.attn.proj, *norms, (mlp[0], mlp[3]), mlp[1], block.attn.num_heads, block.attn)
 
 
 def _timm_mlp(block: nn.Module) -> tuple[tuple[nn.Linear, nn.Linear] | None, Activation]:
@@ -273,20 +275,25 @@ def _timm_vit(block: nn.Module) -> TransformerParts:
     if not isinstance(attention.norm, nn.Identity) or attention.gate is not None:
         _refuse(block, 'norms or gates what its attention projects')
     # A norm of queries and keys is no matter: a computing layer has neither.
-    return TransformerParts(attention.proj, block.norm1, block.norm2, *_timm_mlp(block), attention.num_heads)
+    return TransformerParts(attention.proj, block.norm1, block.norm2, *_timm_mlp(block), attention.num_heads, attention)
 
 
 @reads('timm.models.swin_transformer.SwinTransformerBlock')
 def _timm_swin(block: nn.Module) -> TransformerParts:
-    return TransformerParts(block.attn.proj, block.norm1, block.norm2, *_timm_mlp(block), block.attn.num_heads)
+    return TransformerParts(
+        block.attn.proj, block.norm1, block.norm2, *_timm_mlp(block), block.attn.num_heads, block.attn
+    )
 
 
-@reads('torch.nn.modules.transformer.TransformerEncoderLayer')
+@reads(
+    'torch.nn.modules.transformer.TransformerEncoderLayer',
+    'repl_mm.backbones.language_model.CausalLayer',
+)
 def _torch_encoder(block: nn.TransformerEncoderLayer) -> TransformerParts:
     if not block.norm_first:
         _refuse(block, 'norms behind its sums (build it with norm_first=True)')
     attention, norms, mlp = block.self_attn, (block.norm1, block.norm2), (block.linear1, block.linear2)
-    return TransformerParts(attention.out_proj, *norms, mlp, block.activation, attention.num_heads)
+    return TransformerParts(attention.out_proj, *norms, mlp, block.activation, attention.num_heads, attention)
 
 
 # Backbones whose stem is a sequence, or one convolution with a norm.

@@ -62,6 +62,8 @@ class Watchdog:
 
     def _end(self) -> None:
         """Ask the others, print, and leave from within this thread: the main one cannot be woken."""
+        # The lines at which the threads stand come first: when the first process leaves, the launcher ends the others.
+        faulthandler.dump_traceback(sys.__stderr__)
         if is_distributed():
             self.rank, what = get_rank(), self._ask_others()
         else:
@@ -71,7 +73,6 @@ class Watchdog:
             file=sys.__stderr__,
             flush=True,
         )
-        faulthandler.dump_traceback(sys.__stderr__)  # the lines at which the threads stand
         os._exit(1)
 
     def _ask_others(self) -> str:
