@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import NamedTuple
 from unittest import mock
 
+from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 CLASSIFIER = """
 default_scope = 'mmpretrain'
@@ -52,6 +54,9 @@ class Done(NamedTuple):
 
 def run(tool: str, *args: object) -> Done:
     """Run a tool such as ``'train'`` in this process."""
+    # mmengine knows a run by its config's name and the second it began in: another of that second would share these.
+    for kind in (MessageHub, Visualizer, *Visualizer.__subclasses__()):
+        kind._instance_dict.clear()
     # As a terminal takes it: a text that is not UTF-8 is an error on stdout.
     out, err, code = io.TextIOWrapper(io.BytesIO(), encoding='utf-8'), io.StringIO(), 0
     with (

@@ -22,7 +22,11 @@ from repl_mm.analysis.cost import RealLinspace
 from repl_mm.surgery import computing_layers
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path for path in (ROOT / 'configs').glob('*/*.py') if not path.name.startswith('_'))
+CONFIGS = sorted(
+    path
+    for path in (ROOT / 'configs').glob('*/*.py')
+    if not path.name.startswith('_') and path.parent.name != 'studies'  # those are no configs
+)
 DENSE = [path for path in CONFIGS if path.parent.name in ('detection', 'segmentation')]
 EVERY_4TH = dict(policy='interval', every=4)
 
@@ -100,6 +104,10 @@ def test_twins_differ_by_the_backbone_only(path):
     config, twin = (parsed(p).to_dict() for p in (path, path.with_name(path.name.replace('-repl', ''))))
     ours, theirs = config['model'].pop('backbone'), twin['model'].pop('backbone')
     assert config == twin
+    # A fine-tuned network starts from one of its own kind.
+    if '_finetune_' in path.stem:
+        checkpoints = [backbone['init_cfg'].pop('checkpoint') for backbone in (ours, theirs)]
+        assert checkpoints == [f'work_dirs/vit-small-p16{kind}_4xb256-90e_in1k/epoch_90.pth' for kind in ('-repl', '')]
     assert 'repl' in ours
     assert {k: v for k, v in ours.items() if k not in ('type', 'repl')} == {
         k: v for k, v in theirs.items() if k != 'type'

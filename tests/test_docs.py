@@ -60,8 +60,7 @@ def test_a_gpt_block():
 
 
 def test_a_warm_start():
-    (code,) = blocks('fine_tuning.md')
-    names = run(code)
+    names = run(blocks('fine_tuning.md')[0])
     assert list(names['report'].unexplained) == [
         name for name, module in names['network'].named_modules() if module in computing_layers(names['network'])
     ]

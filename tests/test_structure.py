@@ -20,6 +20,7 @@ ORDER = [
     'layers',
     'stages',
     'surgery',
+    'adaptation',
     'deployment',
     'fitting',
     'compat',

@@ -149,7 +149,7 @@ REFUSALS = {
     'both kinds, named': (
         both_kinds,
         dict(stages=['image.layer3', 'text.h']),
-        "form 'channelwise' does not stand for blocks of this kind: choose one of 'scalar', 'headwise', 'drop'",
+        "form 'channelwise' does not stand for blocks of this kind: choose one of 'scalar', 'headwise', 'blend'",
     ),
     'shared block': (shared, {}, r'h\.4 is the same block as h\.1: give each place a block of its own'),
     'twice': (twice, {}, 'GPT has computing layers already: build it anew, and choose all sites in one call'),
@@ -192,7 +192,7 @@ REFUSALS = {
     'plugins': (lambda: ResNet(50, plugins=[CONTEXT]), dict(stages=['layer3']), 'Bottleneck has plugins, which'),
     'unknown option': (GPT, dict(K=4), "have no option 'K': they take 'every', 'mlp_fusion', 'recompute'"),
     'unknown policy': (GPT, dict(policy='all'), "unknown policy 'all': choose one of 'interval', 'budget', 'explicit'"),
-    'unknown form': (GPT, dict(form='linear'), "unknown form 'linear': choose one of 'scalar', 'headwise', 'drop'"),
+    'unknown form': (GPT, dict(form='linear'), "unknown form 'linear': choose one of 'scalar', 'headwise', 'blend'"),
     'form of other blocks': (GPT, dict(form='channelwise'), "unknown form 'channelwise': choose one of 'scalar'"),
     'option of another form': (GPT, dict(grad_fraction=0.5), "'scalar' have no option 'grad_fraction': they take"),
     'no site': (GPT, dict(every=6), r'every=6 leaves no site in GPT: .* can be replaced are \(0, 1\), \(0, 2\)'),

@@ -1,4 +1,5 @@
-# Sourced by the dist_*.sh scripts: launch SCRIPT CONFIG PROCESSES [arguments of SCRIPT]
+# Sourced by the dist_*.sh scripts: launch SCRIPT CONFIG PROCESSES [arguments of SCRIPT],
+# and by the slurm_*.sh scripts: submit SCRIPT PARTITION JOB_NAME CONFIG [arguments of SCRIPT]
 # What torchrun would bury under its own traceback is checked here first.
 
 fail() {
@@ -53,4 +54,25 @@ $([ "$nodes" -gt 1 ] || echo ', or leave it out')"
         wait $torchrun || code=$?
     done
     exit $((asked ? asked : code))
+}
+
+# From the environment: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS.
+submit() {
+    local script=$1 partition=$2 job_name=$3 config=$4 tools
+    tools=$(dirname "${BASH_SOURCE[0]}")
+    [ -f "$config" ] || fail "there is no config $config: give the path of a config file"
+    number GPUS "${GPUS:-8}" 1 100000
+    number GPUS_PER_NODE "${GPUS_PER_NODE:-8}" 1 1024
+    number CPUS_PER_TASK "${CPUS_PER_TASK:-5}" 1 1024
+    # shellcheck disable=SC2086  # SRUN_ARGS holds several arguments
+    PYTHONPATH="$tools/..:$PYTHONPATH" exec srun \
+        --partition="$partition" \
+        --job-name="$job_name" \
+        --gres="gpu:${GPUS_PER_NODE:-8}" \
+        --ntasks="${GPUS:-8}" \
+        --ntasks-per-node="${GPUS_PER_NODE:-8}" \
+        --cpus-per-task="${CPUS_PER_TASK:-5}" \
+        --kill-on-bad-exit=1 \
+        $SRUN_ARGS \
+        python -u "$tools/$script" "$config" "${@:5}" --launcher slurm
 }

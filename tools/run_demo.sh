@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Train a small model end to end and with RepL from the same weights, evaluate both, and compare them.
-# Usage: tools/run_demo.sh [classification|vit|detection|segmentation]
+# Usage: tools/run_demo.sh [classification|vit|detection|segmentation|language]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 task=${1:-classification}
 data=
+topic=digits
 case $task in
   classification) model=resnet32 repl=resnet32-repl ;;
   vit) model=vit-tiny repl=vit-tiny-repl ;;
   detection) model=retinanet_r34_fpn repl=retinanet_r34-repl_fpn data=coco ;;
   segmentation) model=deeplabv3plus_r34-d8 repl=deeplabv3plus_r34-d8-repl data=cityscapes ;;
-  *) echo "error: there is no demo '$task': choose classification, vit, detection or segmentation" >&2; exit 2 ;;
+  language) model=transformer-lm repl=transformer-lm-repl topic=topics ;;
+  *) echo "error: there is no demo '$task': choose classification, vit, detection, segmentation or language" >&2; exit 2 ;;
 esac
 out=work_dirs/demo/$task
 trap 'echo; echo "Interrupted. The same command starts over."; exit 130' INT
@@ -28,7 +30,7 @@ if [ -n "$data" ]; then
 fi
 
 echo "== Seed checkpoint: both runs start from these weights"
-python tools/seed_checkpoint.py "configs/demo/${model}_digits.py" "$out/seed.pth"
+python tools/seed_checkpoint.py "configs/demo/${model}_$topic.py" "$out/seed.pth"
 
 run() {
   local name=$1 config=$2
@@ -37,11 +39,17 @@ run() {
   echo "== $name: evaluation"
   python tools/test.py "$config" "$(cat "$out/$name/last_checkpoint")" --work-dir "$out/$name/test"
 }
-run E2E "configs/demo/${model}_digits.py"
-run RepL "configs/demo/${repl}_digits.py"
+run E2E "configs/demo/${model}_$topic.py"
+run RepL "configs/demo/${repl}_$topic.py"
 
 echo "== Comparison"
 python tools/compare.py "$out/E2E" "$out/RepL" --out "$out"
+if [ "$task" = language ]; then
+  python -c '
+from repl_mm.datasets.text import PythonTopics, unigram_perplexity
+train, valid = (PythonTopics(split=split, num_tokens=3_000) for split in PythonTopics.splits)
+print(f"Guessing each word by its frequency alone has a perplexity of {unigram_perplexity(train, valid):.1f}.")'
+fi
 if [ -n "$data" ]; then
   python tools/show_predictions.py "$out/E2E" "$out/RepL" --out "$out/predictions.png"
 fi

@@ -272,6 +272,7 @@ def test_tool_writes_table_numbers_and_picture(pair, tmp_path):
     assert done.returncode == 0, done.stderr
     assert '91.25 (+1.25)' in done.stdout
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'bubbles.png',
         'comparison.json',
         'comparison.md',
         'comparison.png',

@@ -147,6 +147,20 @@ def test_stochastic_depth_is_counted_without_skips():
     assert count_cost(skipping, shape) == count_cost(config, shape)
 
 
+def test_skip_attention_is_counted_beside_its_twin():
+    """Six attentions, of 17 tokens, against six estimates on 16 patches; D = 192."""
+    configs = variants(Config.fromfile(CONFIGS / 'small_images/vit-tiny-p8-skip-attention_1xb512-250e_cifar10.py'))
+    counted = {name: count_cost(config, (3, 32, 32)) for name, config in configs.items()}
+    assert list(counted) == ['E2E', 'Skip-Attention']
+    plain = Config.fromfile(CONFIGS / 'small_images/vit-tiny-p8_1xb512-250e_cifar10.py')
+    assert counted['E2E'] == count_cost(plain, (3, 32, 32))
+    spared, tokens, patches, width = counted['E2E'] - counted['Skip-Attention'], 17, 16, 192
+    attention = 2 * tokens * 4 * width**2 + 4 * tokens**2 * width
+    estimate = 2 * patches * (4 * width**2 + 2 * width * 25) + 2 * 3 * width
+    assert spared.forward == 6 * (attention - estimate)
+    assert spared.parameters == -6 * (49 * width + 3)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match='replaces nothing: give its backbone'):
         variants(Config.fromfile(CONFIGS / 'demo/resnet32_digits.py'))

@@ -218,9 +218,9 @@ def test_a_dropped_network_is_the_parent_without_those_blocks():
         (lambda: ReplResNet(34, repl=4), "'repl' is a dict such as .* or None, got 4"),
         (lambda: ReplResNet(34, repl=[]), "'repl' is a dict"),
         (lambda: ReplResNet(34, repl=dict(every=4)), "unknown policy None: choose one of 'interval'"),
-        (lambda: ReplResNet(34, repl=EVERY_4TH | dict(form='scalar')), "choose one of 'channelwise', 'drop'"),
+        (lambda: ReplResNet(34, repl=EVERY_4TH | dict(form='scalar')), "choose one of 'channelwise', 'blend'"),
         (lambda: ReplResNet(34, repl=EVERY_4TH | dict(mlp_fusion=True)), "no option 'mlp_fusion'"),
-        (lambda: ReplViT(TINY, repl=EVERY_4TH | dict(form='channelwise')), "one of 'scalar', 'headwise', 'drop'"),
+        (lambda: ReplViT(TINY, repl=EVERY_4TH | dict(form='channelwise')), "one of 'scalar', 'headwise', 'blend'"),
         (lambda: ReplViT(TINY, repl=EVERY_4TH | dict(mlp_fusion=1)), "'mlp_fusion' is True or False, got 1"),
     ],
 )

@@ -1,10 +1,15 @@
 """Contract: the planner takes the fewest sites whose measured saving is enough, and says plainly where none are.
 
-Oracles: networks whose sites save a given amount each; counts of the cost model; the config line that is printed.
+Given what each block costs of a score, it takes the sites of the least sum in place of the fewest.
+
+Oracles: brute force over all choices of sites; networks whose sites save a given amount each; counts of
+the cost model; the config line that is printed.
 """
 
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli_helpers import run
@@ -14,8 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from repl_mm.analysis.cost import count_cost
+from repl_mm.analysis.recoverability import Losses
 from repl_mm.benchmark import plan as planning
+from repl_mm.benchmark.devices import find_device
 from repl_mm.benchmark.plan import Saving, make_plan, replaceable
+from repl_mm.benchmark.predict import predict_step
 from repl_mm.benchmark.site_profile import SiteProfile, measure_site_profile
 from repl_mm.benchmark.step import TrainingStep
 from repl_mm.benchmark.training import MIB, MeasuredStep
@@ -134,6 +142,55 @@ def test_time_and_memory_are_weighed_by_what_is_asked_of_each(savings):
     assert [site[0] for site in plan.chosen.repl['sites']] == [0]
     predicted = plan.chosen.predicted
     assert (predicted.time, predicted.memory) == (pytest.approx(0.06), pytest.approx(0.06))
+
+
+def choices(sites):
+    """All sets of sites of which no two are neighbours."""
+    for number in range(1, len(sites) + 1):
+        for chosen in combinations(sites, number):
+            if not any(a[0] == b[0] and abs(a[1] - b[1]) == 1 for a, b in combinations(chosen, 2)):
+                yield chosen
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_the_sites_that_cost_least_for_a_saving(savings, seed):
+    """Measured as predicted: the plan is then the best of all choices that save enough, of both what is asked for."""
+    rng = np.random.default_rng(seed)
+    time, memory = rng.uniform(0.01, 0.06, 3), rng.uniform(0.01, 0.06, 3)
+    sites = [Site(stage, index) for stage in range(3) for index in (1, 2, 3)]
+    loss = dict(zip(sites, rng.choice([-0.25, 0.0, 0.25, 0.5, 1.0, 3.0], 9), strict=True))
+    target = Saving(rng.uniform(0.02, 0.12), rng.uniform(0.02, 0.12) if seed % 2 else None)
+
+    def saved(chosen):
+        return Saving(*(sum(per[site[0]] for site in chosen) for per in (time, memory)))
+
+    asked = savings(lambda repl: (saved(repl['sites']).time, saved(repl['sites']).memory), time=time, memory=memory)
+    plan = make_plan(Config.fromfile(RESNET), target, losses=Losses('', {}, loss), **OPTIONS)
+    best = min(sum(loss[site] for site in chosen) for chosen in choices(sites) if saved(chosen).reaches(target))
+    assert plan.reached
+    assert sum(loss[site] for site in plan.chosen.repl['sites']) == plan.chosen.price == best
+    assert len(asked) == 1
+
+
+def test_what_costs_little_and_saves_too_little_is_corrected(savings):
+    """The measured saving is about half of the predicted one, so that more has to be paid."""
+    loss = {Site(stage, index): float(stage + 1) for stage in range(3) for index in (1, 2, 3)}
+    savings(lambda repl: (0.021 * number(repl), 0.0))
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.08, None), losses=Losses('', {}, loss), **OPTIONS)
+    assert (plan.reached, plan.chosen.price, number(plan.chosen.repl)) == (True, 1 + 1 + 2 + 2, 4)
+
+
+def test_losses_hold_for_one_form(savings):
+    """Forms that compute the same are tried too, others are not: what they cost is not known."""
+    loss = {Site(0, index): 1.0 for index in range(1, 11)}
+    options = OPTIONS | dict(size=(32, 32))
+    asked = savings(lambda repl: (0.01, 0.0), time=(0.04,))
+    make_plan(Config.fromfile(VIT), Saving(0.5, None), losses=Losses('', dict(mlp_fusion=True), loss), **options)
+    tried = [repl for repl in asked if repl.get('form') != 'drop']
+    assert len(tried) > 1
+    assert all(repl['mlp_fusion'] for repl in tried)
+    with pytest.raises(ValueError, match=r"known for \{'mlp_fusion': False\}, and there is no plan for sites of this"):
+        make_plan(Config.fromfile(VIT), Saving(0.5, None), losses=Losses('', dict(mlp_fusion=False), loss), **options)
 
 
 class Operations(TorchDispatchMode):
@@ -274,7 +331,7 @@ def test_networks_without_positions_are_told_apart():
     with pytest.raises(ValueError, match=r'-18 has no position to replace: none of its blocks \(2, 2, 2, 2\)'):
         make_plan(config, Saving(0.1, None), **OPTIONS)
     config.model.backbone = dict(type='MobileNetV2')
-    with pytest.raises(ValueError, match="backbone of type 'MobileNetV2': there are some in ReplRes"):
+    with pytest.raises(ValueError, match=r"backbone of type 'MobileNetV2': there are some in .*ReplResNet"):
         make_plan(config, Saving(0.1, None), **OPTIONS)
 
 
@@ -332,3 +389,38 @@ def test_tool_says_what_is_out_of_reach(printed):
 def test_tool_refuses_what_is_unclear(arguments, message):
     code, _, stderr = run('plan', RESNET, *arguments)
     assert (code, message in stderr) == (2, True)
+
+
+def test_a_prediction_for_a_device_needs_no_clock():
+    """What is chosen saves of the whole predicted step what it says; figures of E2E are those of the prediction."""
+    device = find_device('a100')
+    options = OPTIONS | dict(batch=256, device=device)
+    plan = make_plan(Config.fromfile(RESNET), Saving(0.06, None), **options)
+    e2e, chosen = (
+        predict_step(config, device, batch=256, size=(32, 32))
+        for config in (
+            replaceable(Config.fromfile(RESNET)),
+            with_repl(replaceable(Config.fromfile(RESNET)), **plan.chosen.repl),
+        )
+    )
+    assert plan.reached
+    assert (plan.seconds, plan.mib) == (e2e.seconds, e2e.memory['total'])
+    assert plan.chosen.measured.time == 1 - chosen.seconds / e2e.seconds >= 0.06
+    assert plan.chosen.measured.memory == 1 - chosen.memory['total'] / e2e.memory['total']
+    # Blocks add up: both see the same operators.
+    assert plan.chosen.predicted.time == pytest.approx(plan.chosen.measured.time, rel=0.1)
+    assert plan.chosen.predicted.memory == pytest.approx(plan.chosen.measured.memory, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ('args', 'expected'),
+    [
+        (['--predict', 'v100'], "unknown device 'v100': choose out of a100, h100"),
+        (['--predict', 'a100', '--batch-size', 0], '--batch-size and --size are at least 1'),
+        (['--predict', 'a100', '--backend', 'compile'], 'steps are predicted for fp32 or amp'),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(args, expected):
+    done = run('plan', RESNET, '--save-time', '10%', *args)
+    assert done.code == 2
+    assert expected in done.err.splitlines()[-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_helpers import run
+from cli_helpers import CLASSIFIER, run
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import set_random_seed
@@ -101,3 +101,18 @@ def test_a_seed_checkpoint_that_cannot_be_written_is_refused(out, tmp_path):
     assert done.err.strip().splitlines()[-1].startswith('error: ')
     assert 'Traceback' not in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_print_config_shows_what_inheritance_and_options_make(tmp_path):
+    """Oracle: mmengine's own reading of the two files, and of what is printed."""
+    (tmp_path / 'base.py').write_text(CLASSIFIER)
+    (tmp_path / 'net.py').write_text("_base_ = './base.py'\nmodel = dict(backbone=dict(base_channels=16))\n")
+    options = ('--cfg-options', 'train_cfg.max_epochs=7')
+    printed = Config.fromstring(run('print_config', tmp_path / 'net.py', *options).out, '.py')
+    expected = Config.fromfile(tmp_path / 'net.py')
+    assert printed.model == expected.model
+    assert printed.train_cfg == dict(expected.train_cfg, max_epochs=7)
+    lines = run('print_config', tmp_path / 'net.py', '--keys', *options).out.splitlines()
+    assert 'model.backbone.base_channels=16' in lines
+    assert 'train_cfg.max_epochs=7' in lines
+    assert "train_dataloader.dataset.pipeline.0.type='PackInputs'" in lines

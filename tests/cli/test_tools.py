@@ -453,3 +453,7 @@ def test_slurm_script_speaks_before_srun(launch):
         assert (bad.returncode, bad.stdout) == (2, '')
         assert re.match(f"error: {name} is a whole number from 1 to \\d+, got '{value}'", bad.stderr)
     assert launch('slurm_train.sh', 'gpu').stderr.startswith('error: usage: slurm_train.sh PARTITION')
+    assert launch('slurm_test.sh', 'gpu', 'job', 'config.py').stderr.startswith('error: usage: slurm_test.sh PARTITION')
+    scored = launch('slurm_test.sh', 'gpu', 'job', 'config.py', 'net.pth', '--out', 'found.pkl', GPUS='2')
+    assert scored.stdout.rstrip().endswith('test.py config.py net.pth --out found.pkl --launcher slurm')
+    assert '--ntasks=2 ' in scored.stdout

@@ -367,6 +367,7 @@ def make_binary(root: Path, digests: dict[str, str]) -> None:
 
 
 DIGESTS = dict(cifar10=published.cifar10_digests(), svhn=published.svhn_digests(), stl10=published.stl10_digests())
+DIGESTS['wikitext2'] = published.wikitext2_digests()
 FASHION_MNIST = {
     'train-images-idx3-ubyte.gz': (3, 28, 28),
     'train-labels-idx1-ubyte.gz': (3,),
@@ -387,7 +388,8 @@ def tree(tmp_path, monkeypatch):
         if name in DIGESTS:
             make_binary(tmp_path, DIGESTS[name])
             for part in DIGESTS[name]:
-                monkeypatch.setitem(DIGESTS[name], part, hashlib.md5(part.encode()).hexdigest())
+                kind = hashlib.sha1 if name == 'wikitext2' else hashlib.md5
+                monkeypatch.setitem(DIGESTS[name], part, kind(part.encode()).hexdigest())
         else:
             makers = dict(coco=make_coco, cityscapes=make_cityscapes, imagenet=make_imagenet)
             (makers | {'fashion-mnist': make_fashion_mnist})[name](tmp_path)
@@ -588,7 +590,7 @@ def test_the_tool_on_what_is_missing(tmp_path):
     done = subprocess.run([sys.executable, TOOL, 'svhn', tmp_path], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert f'{tmp_path}/test_32x32.mat is missing: get SVHN from http://ufldl.stanford.edu/housenumbers/' in done.stdout
-    assert f'damaged or of another version, by their MD5 digests ({tmp_path}/train_32x32.mat)' in done.stdout
+    assert f'damaged or of another version, by their digests ({tmp_path}/train_32x32.mat)' in done.stdout
     assert '1 file(s)  train_32x32.mat' in done.stdout
     assert 'Complete' not in done.stdout
 
@@ -611,6 +613,11 @@ def test_the_tool_on_a_complete_set_with_warnings(tree, monkeypatch, capsys):
     [
         (['mnist', '.'], "error: there is no data set 'mnist': give one of coco, cityscapes, imagenet"),
         (['coco', 'none'], 'error: none is no folder: give the one that holds train2017'),
+        (
+            ['wikitext2', 'none'],
+            'error: none is no folder: give the one that holds wiki.train.tokens, wiki.valid.tokens, ..., or get '
+            'WikiText-2 from https://wikitext.smerity.com',
+        ),
         (['coco', '.', '--make-train-ids'], 'error: --make-train-ids is for cityscapes, not for coco'),
         (['cityscapes', '.', '--make-train-ids'], 'error: --make-train-ids: '),
     ],

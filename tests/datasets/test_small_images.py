@@ -6,6 +6,7 @@ Oracles: three records of each format, written here byte by byte; NumPy's pad an
 import gzip
 import hashlib
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torchvision
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from scipy.io import savemat
 
 from repl_mm.datasets.small_images import CIFAR10, STL10, SVHN, FashionMNIST
@@ -142,6 +143,7 @@ PADDED = {
     'resnet32_1xb1024-250e_cifar10': lambda ramp: (np.pad(ramp, ((4, 4), (4, 4), (0, 0)), mode='reflect'), 32, True),
     'resnet110_1xb1024-250e_svhn': lambda ramp: (np.pad(ramp, ((2, 2), (2, 2), (0, 0))), 32, False),
     'vit-tiny-p8_1xb512-250e_stl10': lambda ramp: (np.pad(ramp, ((4, 4), (4, 4), (0, 0))), 96, True),
+    'vit-small-p16_finetune_1xb512-100e_svhn': lambda ramp: (np.pad(ramp, ((2, 2), (2, 2), (0, 0))), 32, False),
     'vit-tiny-p8_1xb512-250e_fashion-mnist': lambda ramp: (np.pad(ramp, ((4, 4), (4, 4), (0, 0))), 32, True),
 }
 
@@ -158,7 +160,10 @@ def test_augmentation_is_pad_crop_and_flip(name):
         window = padded[y : y + crop, x : x + crop]
         views[window.tobytes()] = (y, x, False)
         views[np.ascontiguousarray(window[:, ::-1]).tobytes()] = (y, x, True)
-    augment = Compose(config.train_dataloader.dataset.pipeline[:-1])
+    steps = config.train_dataloader.dataset.pipeline[:-1]
+    if 'finetune' in name:
+        assert steps.pop() == dict(type='Resize', scale=(224, 224), backend='pillow', interpolation='bicubic')
+    augment = Compose(steps)
     seen = {views.get(np.ascontiguousarray(augment(dict(img=ramp))['img']).tobytes()) for _ in range(60)}
     assert None not in seen
     assert {flipped for *_, flipped in seen} == ({False, True} if flips else {False})
@@ -174,7 +179,44 @@ def test_small_images_are_padded_alike_in_a_test():
     np.testing.assert_array_equal(view, np.pad(image, ((2, 2), (2, 2), (0, 0))))
 
 
+def shrink_by_hand(image: np.ndarray) -> np.ndarray:
+    """96 to 32 pixels: a triangle of 1, 2, 3, 2, 1 ninths around the middle of three pixels, cut off at the border."""
+    weights = np.zeros((32, 96))
+    for at in range(32):
+        for pixel, weight in enumerate((1, 2, 3, 2, 1), start=3 * at - 1):
+            if 0 <= pixel < 96:
+                weights[at, pixel] = weight
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.einsum('ay,bx,yxc->abc', weights, weights, image)
+
+
+def test_a_network_of_cifar10_is_scored_on_stl10(tmp_path, monkeypatch):
+    """Truck, horse and monkey: labels 9 and 7 of CIFAR-10, and none; a car, third in STL-10, is second in CIFAR-10."""
+    config = Config.fromfile(CONFIGS / 'resnet32_adamw_1xb1024-250e_cifar10-to-stl10.py')
+    init_default_scope('mmpretrain')
+    written, _ = write_stl10(tmp_path, monkeypatch)
+    for file in (tmp_path / 'stl10_binary').iterdir():
+        file.rename(file.with_name(file.name.replace('train', 'test')))
+    (tmp_path / 'stl10_binary' / 'test_y.bin').write_bytes(bytes([10, 8, 3]))
+    read = DATASETS.build(config.test_dataloader.dataset | dict(data_root=str(tmp_path)))
+    assert [read[at]['data_samples'].gt_label.item() for at in range(len(read))] == [9, 1]
+    for at, image in enumerate(written[[0, 2]]):
+        found = read[at]['inputs'].permute(1, 2, 0).numpy()
+        assert np.abs(found - shrink_by_hand(image)).max() <= 1  # it rounds after each axis
+    names = config.test_dataloader.dataset.classes
+    assert set(CIFAR10.METAINFO['classes']) - set(names) == {'automobile'}
+    assert [names.index(name) for name in CIFAR10.METAINFO['classes'] if name != 'automobile'] == [0, *range(2, 10)]
+    trained = Config.fromfile(CONFIGS / 'resnet32_adamw_1xb1024-250e_cifar10.py')
+    assert config.val_dataloader == config.test_dataloader
+    scored = {'names', 'stl10', 'stl10_pipeline', 'val_dataloader', 'test_dataloader'}
+    assert {key for key in config if config[key] != trained.get(key)} == scored
+
+
 PAPER = {
+    'vit-large-p8_adamw_1xb1024-250e_svhn': (1024, dict(type='AdamW', lr=0.01, weight_decay=1e-4)),
+    'vit-small-p16-repl_finetune_1xb512-100e_stl10': (512, dict(type='AdamW', lr=2e-4, weight_decay=0.05)),
+    '../classification/vit-base-p16_adamw_1xb128-100e_in1k': (128, dict(type='AdamW', lr=0.04, weight_decay=1e-4)),
+    '../classification/resnet152_adamw_1xb32-100e_in1k': (32, dict(type='AdamW', lr=0.01, weight_decay=1e-4)),
     'resnet32_1xb1024-250e_cifar10': (1024, dict(type='SGD', lr=0.8, momentum=0.9, weight_decay=1e-4)),
     'vit-tiny-p8-repl_1xb512-250e_stl10': (512, dict(type='AdamW', lr=1e-3, weight_decay=0.05)),
 }
@@ -184,4 +226,4 @@ PAPER = {
 def test_recipes_are_the_papers(name):
     config = Config.fromfile(CONFIGS / f'{name}.py')
     assert (config.train_dataloader.batch_size, config.optim_wrapper.optimizer) == PAPER[name]
-    assert config.train_cfg.max_epochs == 250
+    assert config.train_cfg.max_epochs == int(re.search(r'-(\d+)e_', name)[1])

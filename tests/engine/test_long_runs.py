@@ -514,7 +514,7 @@ def test_a_process_that_is_stuck_while_it_sets_up_ends_and_says_where(tmp_path):
     process.join(20)
     said = (tmp_path / 'stderr').read_text()
     assert process.exitcode == 1
-    assert said.startswith('rank 3: error: no progress for 0.2 s, the run ends: rank 3 is setting up\n')
+    assert said.endswith('rank 3: error: no progress for 0.2 s, the run ends: rank 3 is setting up\n')
     assert re.search(r'test_long_runs.py", line \d+ in stand_still', said)
 
 

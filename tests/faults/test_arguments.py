@@ -22,11 +22,14 @@ NETWORK = CLASSIFIER.replace(
     "type='ResNet_CIFAR', depth=18, base_channels=8",
     "type='repl_mm.ReplResNetCIFAR', depth=32, repl=dict(policy='interval', every=4)",
 )
+E2E = ('--cfg-options', 'model.backbone.repl=None')
+INTERVALS = ('--intervals', '4', '--batches', '1', '--images', '1')
 # What each tool does within seconds; {x} stands for a file of the folder below.
 SOUND = {
     'train': ['{net}', '--work-dir', '{new}'],
     'test': ['{net}', '{checkpoint}', '--work-dir', '{new}'],
     'sites': ['{net}'],
+    'print_config': ['{net}'],
     'cost': ['{net}', '--size', '8', '8'],
     'plan': ['{net}', '--save-time', '1%', '--size', '8', '8', '--seconds', '0.1'],
     'deploy': ['{net}', '{checkpoint}', '{new}'],
@@ -34,7 +37,18 @@ SOUND = {
     'browse_dataset': ['{net}', '--out-dir', '{new}', '--number', '1'],
     'seed_checkpoint': ['{net}', '{new}.pth'],
     'warm_start': ['{net}', '{e2e}', '{new}.pth', '--batches', '1'],
+    'recoverability': ['{net}', '{e2e}', '--out', '{new}', '--batches', '1', *E2E],
+    'study': ['{study}', '--estimate', '--seeds', '1', '--work-dir', '{new}'],
     'compare': ['{run}', '{other}', '--out', '{new}'],
+    'doctor': ['--device', 'cpu', '--out', '{new}.json'],
+    'analyze cka': ['{run}', '{other}', '--out', '{new}', '--batches', '1'],
+    'analyze tsne': ['{run}', '--out', '{new}'],
+    'analyze probes': ['{run}', '--out', '{new}', '--batches', '1'],
+    'analyze cam': ['{run}', '--out', '{new}', '--number', '1'],
+    'analyze features': ['{run}', '--out', '{new}', '--number', '1'],
+    'analyze bound': ['{plain}', '{run}', *INTERVALS, '--out', '{new}'],
+    'analyze bias': ['{plain}', '{run}', *INTERVALS, '--out', '{new}'],
+    'analyze tradeoff': ['{plain}', '{run}', *INTERVALS, '--out', '{new}'],
     'quantize': ['{run}', '--out', '{new}', '--calibration', '8'],
     'show_predictions': ['{run}', '--out', '{new}.png', '--number', '1'],
     'prepare_data': ['cifar10', '{folder}'],
@@ -42,10 +56,22 @@ SOUND = {
     'benchmark latency': ['{net}', '--out', '{new}', '--batch-size', '1', '--size', '8', '8', '--seconds', '0.1'],
     'benchmark train': ['{net}', '--out', '{new}', '--batch-size', '1', '--size', '8', '8', '--seconds', '0.1'],
 }
-# What is no run of a detector, and no data set, is refused however sound the rest is.
-ENDS = dict(show_predictions=2, prepare_data=1)
+# What is no run of a detector, no data set, and too few samples are refused however sound the rest is.
+ENDS = {'show_predictions': 2, 'prepare_data': 1, 'analyze tsne': 2}
 # Those that run for seconds with a sound value: each argument is given a third of the values, all of them in turn.
-SLOW = ('deploy', 'make_digit_scenes', 'test', 'image_demo', 'plan', 'quantize', 'warm_start', 'benchmark train')
+SLOW = (
+    *(tool for tool in SOUND if tool.startswith('analyze')),
+    'deploy',
+    'make_digit_scenes',
+    'test',
+    'image_demo',
+    'plan',
+    'quantize',
+    'study',
+    'warm_start',
+    'recoverability',
+    'benchmark train',
+)
 CODES = dict.fromkeys(('prepare_data', 'image_demo'), (0, 1, 2))  # 1: some files are bad, and each is named
 VALUES = [
     '', ' ', '-1', '0', '1.5', 'nan', 'inf', '1e400', '9' * 30, '٣', 'x', '%', '%s{0}', '..', '~nobody/x',
@@ -61,11 +87,14 @@ def files(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp('arguments')
     place = {name: root / name for name in ('run', 'folder', 'pipe', 'null', 'zero', 'loop', 'empty', 'junk', 'binary')}
     place.update(net=root / 'net.py', image=root / 'image.png', nothing=root / 'nothing')
+    place['study'] = root / 'study.py'
+    place['study'].write_text("title, metric, rows = 'A', 'accuracy/top1', [dict(name='E2E', config='net.py')]\n")
     place['net'].write_text(NETWORK + 'train_cfg.update(max_epochs=1)\n')
     assert run('train', place['net'], '--work-dir', place['run']).code == 0
     options = ['--cfg-options', 'model.backbone.repl=None']
     assert run('train', place['net'], '--work-dir', root / 'plain', *options).code == 0
     place['e2e'] = root / 'plain' / 'epoch_1.pth'
+    place['plain'] = root / 'plain'
     place['other'] = root / 'other'
     shutil.copytree(place['run'], place['other'])
     place['checkpoint'] = place['run'] / 'epoch_1.pth'
@@ -117,6 +146,7 @@ def command(tool: str, action: Action, value: str) -> list[str]:
 @pytest.mark.parametrize('tool', SOUND)
 def test_any_value_of_any_argument(tool, files, tmp_path, monkeypatch, survived):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('repl_mm.cli._doctor.CHECKS', {})  # which take a minute, and have tests of their own
     module, _, kind = tool.partition(' ')
     sound = [arg.format(new=tmp_path / 'sound', **files) for arg in SOUND[tool]]
     assert run(module, *([kind] if kind else []), *sound).code == ENDS.get(tool, 0)

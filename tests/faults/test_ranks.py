@@ -32,6 +32,10 @@ from mmengine.registry import HOOKS
 class Fault(Hook):
     priority = 'LOWEST'
 
+    def __init__(self):
+        if os.environ.get('FAULT') == 'stuck in set-up' and os.environ['RANK'] == '1':
+            time.sleep(1000)
+
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         kind = os.environ.get('FAULT')
         if kind == 'slow' and runner.rank == 1:
@@ -164,6 +168,7 @@ def test_two_machines_train_and_end_as_one(config, whole, tmp_path, survived):
     [
         ('stopped', r'rank 0 is in step 8, rank 1 does not answer'),
         ('stuck in a step', r'rank 0 is in step 8, rank 1 is in step 8'),
+        ('stuck in set-up', r'rank 0 is .*, rank 1 is setting up'),
         ('stuck before the run', r'rank 0 is .*, rank 1 is beginning the run'),
         ('stuck in data', r'rank 0 is in step 9, rank 1 is after step 8, in a hook or waiting for a batch'),
     ],
@@ -272,9 +277,10 @@ def test_a_bad_config_is_one_line_from_two_processes(config, tmp_path, survived)
 
 def test_a_second_run_in_the_same_folder_is_refused(config, tmp_path, survived):
     log = tmp_path / 'output.txt'
+    longer = ('--cfg-options', 'train_cfg.max_epochs=99', 'param_scheduler.total_steps=99')  # than the second's imports
     first = subprocess.Popen(
-        [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path / 'work'], env=environment(config, 'slow'),
-        stdout=log.open('w'), stderr=subprocess.STDOUT, start_new_session=True,
+        [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path / 'work', *longer],
+        env=environment(config, 'slow'), stdout=log.open('w'), stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     while 'Saving checkpoint at 2 iterations' not in log.read_text():
         assert first.poll() is None, log.read_text()

@@ -5,7 +5,7 @@ import pytest
 from repl_mm.layers import FORMS, ReplConfig, ResidualParts, TransformerParts
 from repl_mm.layers.config import foreign_options, forms_for, options_of, structural_options
 
-RESIDUAL, TRANSFORMER = ('channelwise', 'drop'), ('scalar', 'headwise', 'drop')
+RESIDUAL, TRANSFORMER = ('channelwise', 'blend', 'drop'), ('scalar', 'headwise', 'blend', 'drop')
 EVERY = dict(policy='interval', every=4)
 
 
@@ -32,7 +32,7 @@ def test_what_is_given_stays_as_it_is():
         (dict(policy='every'), RESIDUAL, "unknown policy 'every': choose one of 'interval', 'budget', 'explicit'"),
         (dict(every=4), RESIDUAL, 'unknown policy None: choose one of'),
         (dict(policy=['interval']), RESIDUAL, 'unknown policy .*: choose one of'),
-        (EVERY | dict(form='scalar'), RESIDUAL, "unknown form 'scalar': choose one of 'channelwise', 'drop'"),
+        (EVERY | dict(form='scalar'), RESIDUAL, "unknown form 'scalar': choose one of 'channelwise', 'blend', 'drop'"),
         (EVERY | dict(form=['drop']), RESIDUAL, 'unknown form .*: choose one of'),
         (EVERY | dict(K=4), RESIDUAL, "have no option 'K': they take 'every', 'recompute', 'grad_fraction'"),
         # Those of another form, and of another policy.
@@ -66,12 +66,13 @@ def test_bad_options_are_named(repl, forms, message):
 
 def test_options_of_the_forms():
     mixing = {'neighbours', 'coefficients', 'stop_gradient'}
-    assert forms_for(ResidualParts) == ['channelwise', 'drop']
-    assert forms_for(TransformerParts) == ['scalar', 'headwise', 'drop']
+    assert forms_for(ResidualParts) == ['channelwise', 'blend', 'drop']
+    assert forms_for(TransformerParts) == ['scalar', 'headwise', 'blend', 'drop']
     assert {layer.form: set(options_of(layer.form)) for layer in FORMS} == {
         'channelwise': {'recompute', 'grad_fraction'} | mixing,
         'scalar': {'mlp_fusion', 'recompute', 'sources'} | mixing,
         'headwise': {'mlp_fusion', 'recompute', 'sources'} | mixing,
+        'blend': set(),
         'drop': set(),
     }
     assert foreign_options('channelwise') == {'mlp_fusion', 'sources'}

@@ -26,8 +26,9 @@ from helpers import randomise
 from torch import nn
 
 from repl_mm.backbones import stochastic_depth
+from repl_mm.backbones.language_model import CausalLayer
+from repl_mm.layers import AdaptiveBlock, read
 from repl_mm.layers import parts as table
-from repl_mm.layers import read
 
 TOKENS, GRID, MAP = (2, 16, 24), (2, 4, 4, 24), (2, 32, 6, 5)
 
@@ -44,6 +45,7 @@ def plain(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 RESIDUAL: dict[str, Callable[[], nn.Module]] = {
     'mmpretrain.models.backbones.resnet.BasicBlock': lambda: mmpretrain_resnet.BasicBlock(32, 32),
     'mmpretrain.models.backbones.resnet.Bottleneck': lambda: mmpretrain_resnet.Bottleneck(32, 32),
+    'repl_mm.layers.adaptive.AdaptiveBlock': lambda: AdaptiveBlock(mmpretrain_resnet.BasicBlock(32, 32)),
     'mmseg.models.backbones.resnet.BasicBlock': lambda: mmseg_resnet.BasicBlock(32, 32),
     'mmseg.models.backbones.resnet.Bottleneck': lambda: mmseg_resnet.Bottleneck(32, 8),
     'mmdet.models.backbones.resnet.BasicBlock': lambda: mmdet_resnet.BasicBlock(32, 32),
@@ -93,6 +95,7 @@ TRANSFORMER = {
         TOKENS,
         plain,
     ),
+    'repl_mm.backbones.language_model.CausalLayer': (lambda: CausalLayer(24, 3, 48), TOKENS, plain),
 }
 OURS = [name for name in table.READERS if not name.startswith('test_')]
 

@@ -1,0 +1,150 @@
+"""Contract: the scripts behind the pages measure and write what they say.
+
+Oracles: the pages' CSV; figures by hand; NumPy's correlation.
+"""
+
+import csv
+import importlib.util
+import sys
+from dataclasses import replace
+from itertools import chain, combinations
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from repl_mm.benchmark.variants import build_variants
+from repl_mm.layers import Drop
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f'benchmarks/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_predicted_against_measured(tmp_path, monkeypatch):
+    """Small: what is dropped is predicted to cost less, and the page has each row's figures."""
+    script = load('predicted_vs_measured')
+    monkeypatch.setattr(script, 'VARIANTS', ('drop, half', 'RepL, half'))
+    device = script.measure_device(seconds=0)
+    for value, low, high in (
+        *((device.fp32, 1e-3, 100), (device.tf32, 1e-3, 100)),
+        *((device.bandwidth, 0.1, 1e4), (device.launch_us, 0.1, 1e5)),
+    ):
+        assert low < value < high
+    case = script.Case('R32', 'demo/resnet32-repl_digits.py', 1, (16, 16))
+    pairs = script.compare(case, device, seconds=0)
+    assert [pair.variant for pair in pairs] == ['drop, half', 'RepL, half']
+    assert all(pair.low <= pair.measured <= pair.high for pair in pairs)
+    assert pairs[0].predicted < min(pairs[1].predicted, 1)
+    (tmp_path / 'pairs.csv').write_bytes(script.as_csv(pairs).encode())
+    assert script.read(tmp_path / 'pairs.csv') == pairs
+    some = [replace(pairs[0], variant=f'way {at}', predicted=0.5 + at / 20, measured=0.55 + at / 20) for at in range(9)]
+    page = script.as_page(some)
+    for pair in some:
+        line = next(line for line in page.splitlines() if f'| {pair.variant} |' in line)
+        assert f'| {pair.predicted:.3f} | {pair.measured:.3f} ({pair.low:.3f} to {pair.high:.3f})' in line
+    assert 'over the 9 rows is 1.00 (bootstrap interval of 95 %: 1.00 to 1.00), the median distance 0.050' in page
+
+
+def test_correlation_and_its_interval():
+    script = load('predicted_vs_measured')
+    x = np.linspace(0, 1, 20)
+    y = x + np.tile([0.2, -0.2], 10)
+    r, (low, high) = script.correlation(x, y)
+    assert r == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert low < r < high <= 1
+    assert script.correlation(x, 2 * x + 1)[0] == pytest.approx(1)
+
+
+def test_the_page_of_rivals_and_the_table_of_the_readme_are_what_their_script_writes():
+    """From the CSV, cell by cell; names of shallower networks by counting the blocks that are left."""
+    script = load('rivals')
+    rows = script.read(ROOT / 'docs/results/rivals.csv')
+    assert script.as_page(rows) == (ROOT / 'docs/rivals.md').read_text()
+    readme = (ROOT / 'README.md').read_text()
+    assert script.with_table(readme, script.readme_table(rows)) == readme
+    assert len(script.readme_table(rows).splitlines()) == 2 + len(script.CASES)
+    assert '99.17 -> 99.17 % top-1 on digits' in readme
+    assert not [row for row in rows if row.time is None]
+    for network in {row.network for row in rows}:
+        by = {row.way.partition(':')[0]: row for row in rows if row.network == network}
+        assert by['E2E'].time == by['E2E'].memory == 1
+        assert by['shallower'].time < by['RepL, interval'].time < 1
+        assert by['frozen'].time < 1
+        assert by['activation checkpointing (AC)'].time > 1
+
+
+@pytest.mark.parametrize(
+    ('config', 'name'),
+    [
+        ('small_images/resnet32-repl_1xb1024-250e_cifar10.py', 'ResNet-26'),
+        ('classification/resnet101-repl_4xb128-90e_in1k.py', 'ResNet-86'),
+        ('small_images/vit-tiny-p8-repl_1xb512-250e_cifar10.py', 'ViT of 10 blocks'),
+        ('detection/retinanet_r50-repl_fpn_4xb2-100e_coco.py', 'RetinaNet of a ResNet-47'),
+    ],
+)
+def test_what_a_shallower_network_is_called(config, name):
+    """Layers with weights, without shortcuts: the stem, those of each block that stays, the classifier."""
+    (case,) = (case for case in load('rivals').CASES if case.config == config)
+    config = build_variants(Config.fromfile(ROOT / 'configs' / config), ['drop, interval'])['drop, interval']
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        backbone = MODELS.build(config.model).backbone
+    left = [block for block in chain(*backbone.repl_stages().values()) if not isinstance(block, Drop)]
+    layers = {'BasicBlock': 2, 'Bottleneck': 3}
+    kind = next((kind for kind in layers if kind in type(left[0]).__name__), '')
+    found = f'ResNet-{2 + layers[kind] * len(left)}' if kind else f'ViT of {len(left)} blocks'
+    assert found in name
+    assert case.shallower == name
+
+
+def test_the_picture_of_the_evidence_has_each_row_once_and_no_label_on_another():
+    script = load('evidence_picture')
+    with (ROOT / 'docs/results/evidence.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    figure = script.plot(rows)
+    for axes, what in zip(figure.axes, ('time', 'memory'), strict=True):
+        drawn = {line.get_label(): line for line in axes.lines}
+        for column, _, _, label in script.SERIES:
+            key = column.format(what)
+            expected = [(float(row[key]), at) for at, row in enumerate(rows) if row[key]]
+            assert np.array_equal(drawn[label].get_xydata(), expected)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(boxes) == len(rows)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert min(box.x0 for box in boxes) >= 0
+
+
+def test_the_table_of_fine_tuning_has_the_mean_and_the_paired_interval_of_its_seeds():
+    """Three seeds, by hand: differences 1, 2 and 3 have the mean 2, and 4.303 x 1 / sqrt(3) to either side."""
+    script = load('fine_tuning')
+    cold, warm = (90.0, 91.0, 92.0), (91.0, 93.0, 95.0)
+    scores = [
+        {(policy, start): {'never trained': 50.0 + at, 'as loaded': cold[at], 'warm start': warm[at]}[start]
+         for policy in script.POLICIES for start in script.STARTS}
+        for at in range(3)
+    ]  # fmt: skip
+    row, _ = script.rows_of('ResNet-32', scores)
+    assert row[3:6] == ['51.00 (1.00)', '91.00 (1.00)', '93.00 (2.00)']
+    assert row[7] == '+2.00 (-0.48 to +4.48)'
+    page = script.as_page([str(at) for at in range(len(row))], [row])
+    assert f'| {" | ".join(row)} |' in page
+
+
+def test_the_page_of_fine_tuning_is_what_its_script_writes():
+    path = ROOT / 'docs/results/fine_tuning_digits_cpu_2026-11-27.csv'
+    with path.open() as file:
+        header, *rows = csv.reader(file)
+    assert load('fine_tuning').as_page(header, rows) == path.with_suffix('.md').read_text()
+    words = (ROOT / 'docs/fine_tuning.md').read_text()
+    higher = {row[0]: float(row[-1].split()[0]) for row in rows}
+    assert f'{higher["ResNet-32, interval"]:.1f} (`interval`) and {higher["ResNet-32, budget"]:.1f} points' in words
