@@ -1,6 +1,6 @@
 """One table of what ``tools/warm_start.py`` has written: CSV and Markdown.
 
-    python benchmarks/warm_start.py OUT.csv NAME=warm.json [NAME=warm.json ...]
+    python benchmarks/warm_start.py OUT.csv 'the networks, in a sentence' NAME=warm.json [NAME=warm.json ...]
 
 Runs of one name are seeds of the same: the table has their mean, and each of them what it loses.
 """
@@ -16,7 +16,7 @@ from repl_mm.analysis.tables import Table
 METRICS = {'accuracy/top1': ('top-1 (%)', 1), 'coco/bbox_mAP': ('AP x 100', 100), 'mIoU': ('mIoU (%)', 1)}
 
 
-def main(out: str, *runs: str) -> None:
+def main(out: str, networks: str, *runs: str) -> None:
     """Write the table of runs."""
     found: dict[str, list[list[float]]] = {}
     steps: list[str] = []
@@ -44,8 +44,7 @@ def main(out: str, *runs: str) -> None:
     Path(out).with_suffix('.md').write_text(
         '# What a warm start brings back, without training\n\n'
         'By `benchmarks/warm_start.py` from what `tools/warm_start.py CONFIG CHECKPOINT OUT --batches 20` wrote '
-        'for the demos (`make demo`, E2E run),\nwith `every=4`: mean over seeds where there are several. '
-        'One image of the classifiers is 0.28 points.\n\n' + table.markdown()
+        f'with `every=4`: mean over seeds where there are several. {networks}\n\n' + table.markdown()
     )
 
 
