@@ -34,7 +34,7 @@ TRIALS = 6  # measurements of whole networks at most
 
 @dataclass(frozen=True)
 class Saving:
-    """SiteProfile of a step's time and of its peak memory; what is not asked for is None."""
+    """Shares that are saved of a step's time and of its peak memory; what is not asked for is None."""
 
     time: float | None
     memory: float | None
