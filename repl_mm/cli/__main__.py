@@ -12,8 +12,8 @@ from repl_mm import __version__
 # In the order in which they are needed.
 VERBS = (
     'doctor', 'cost', 'sites', 'plan', 'benchmark', 'prepare-data', 'make-digit-scenes', 'browse-dataset',
-    'seed-checkpoint', 'warm-start', 'recoverability', 'print-config', 'train', 'test', 'compare', 'study', 'analyze',
-    'show-predictions', 'image-demo', 'deploy', 'quantize',
+    'seed-checkpoint', 'warm-start', 'recoverability', 'print-config', 'train', 'test', 'eval-metric',
+    'confusion-matrix', 'compare', 'study', 'analyze', 'show-predictions', 'image-demo', 'deploy', 'quantize',
 )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ _PLAIN = {
 }
 
 
-class _DataUnpickler(pickle.Unpickler):
+class DataUnpickler(pickle.Unpickler):
     """Reads containers, numbers, texts and arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -102,7 +102,7 @@ def read_pickle(file: IO[bytes], **options: Any) -> Any:
     Raises:
         ValueError: It holds more than containers, numbers, texts and NumPy's arrays.
     """
-    return _DataUnpickler(file, **options).load()
+    return DataUnpickler(file, **options).load()
 
 
 def _read_pickled_bytes(content: bytes, **options: Any) -> Any:

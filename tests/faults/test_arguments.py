@@ -28,6 +28,8 @@ INTERVALS = ('--intervals', '4', '--batches', '1', '--images', '1')
 SOUND = {
     'train': ['{net}', '--work-dir', '{new}'],
     'test': ['{net}', '{checkpoint}', '--work-dir', '{new}'],
+    'eval_metric': ['{net}', '{predictions}'],
+    'confusion_matrix': ['{net}', '{predictions}', '{new}.png'],
     'sites': ['{net}'],
     'print_config': ['{net}'],
     'cost': ['{net}', '--size', '8', '8'],
@@ -98,6 +100,9 @@ def files(tmp_path_factory) -> dict[str, Path]:
     place['other'] = root / 'other'
     shutil.copytree(place['run'], place['other'])
     place['checkpoint'] = place['run'] / 'epoch_1.pth'
+    place['predictions'] = root / 'predictions.pkl'
+    scored = run('test', place['net'], place['checkpoint'], '--work-dir', root, '--out', place['predictions'])
+    assert scored.code == 0, scored.err
     place['folder'].mkdir()
     os.mkfifo(place['pipe'])
     place['null'].symlink_to('/dev/null')
