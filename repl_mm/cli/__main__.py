@@ -11,7 +11,7 @@ from repl_mm import __version__
 
 # In the order in which they are needed.
 VERBS = (
-    'doctor', 'cost', 'sites', 'plan', 'benchmark', 'prepare-data', 'make-digit-scenes', 'browse-dataset',
+    'doctor', 'try', 'cost', 'sites', 'plan', 'benchmark', 'prepare-data', 'make-digit-scenes', 'browse-dataset',
     'seed-checkpoint', 'warm-start', 'recoverability', 'print-config', 'train', 'test', 'eval-metric',
     'confusion-matrix', 'compare', 'study', 'analyze', 'show-predictions', 'image-demo', 'deploy', 'quantize',
 )  # fmt: skip

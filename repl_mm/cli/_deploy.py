@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shlex
 import shutil
 import tempfile
 import warnings
@@ -224,4 +225,5 @@ def run(args: Namespace) -> None:
             with warnings.catch_warnings(action='ignore'):  # torch's of itself
                 write_exports(static, path, args)
     written = args.out / path.name
-    print(printable(f'Wrote {args.out}. To test it: python tools/test.py {written} {written.with_suffix(".pth")}'))
+    command = shlex.join(['python', 'tools/test.py', str(written), str(written.with_suffix('.pth'))])
+    print(printable(f'Wrote {args.out}. To test it: {command}'))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from argparse import Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ TABLE_FORMS = ('.md', '.csv', '.json')
 EXTRAS = {
     **dict.fromkeys(('torch', 'torchvision', 'numpy', 'PIL', 'psutil', 'rich', 'safetensors'), ''),
     **dict.fromkeys(('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg'), 'onedl'),
-    **dict.fromkeys(('matplotlib', 'pycocotools', 'scipy', 'sklearn', 'tensorboard'), 'tools'),
+    **dict.fromkeys(('markdown_it', 'matplotlib', 'pycocotools', 'scipy', 'sklearn', 'tensorboard'), 'tools'),
     **dict.fromkeys(('onnx', 'onnxruntime', 'onnxscript'), 'deploy'),
     'torchao': 'quantize',
     'pytorch_grad_cam': 'analysis',
@@ -162,3 +163,20 @@ def add_picture_arguments(parser: ArgumentParser) -> None:
     """What the tools that write pictures have in common."""
     parser.add_argument('--out-dir', type=Path, required=True, help='folder for the pictures')
     add_cfg_options(parser)
+
+
+def launch(tool: str, *args: str, log: Path | None = None) -> int:
+    """Run a tool as a process of its own.
+
+    Args:
+        tool: Name of its module in ``repl_mm.cli``.
+        args: Of its command line.
+        log: A file for what it says, to which that is appended; None for the terminal.
+
+    Returns:
+        Its exit code.
+    """
+    program = f'from repl_mm.cli.{tool} import main; main()'
+    with nullcontext() if log is None else log.open('a') as out:
+        error = None if log is None else subprocess.STDOUT
+        return subprocess.run([sys.executable, '-c', program, *args], stdout=out, stderr=error).returncode

@@ -16,7 +16,7 @@ from repl_mm.cli._config_checks import check_config
 from repl_mm.engine.errors import HOST_ERRORS, explain
 from repl_mm.engine.files import require_regular
 from repl_mm.engine.install import install
-from repl_mm.engine.logs import import_hosts
+from repl_mm.engine.logs import hide_warnings
 from repl_mm.engine.lookup import trust
 
 KEY = re.compile(r'[^\W\d]\w*(\.\w+)*')
@@ -31,9 +31,9 @@ def load_config(args: Namespace, *, sections: Sequence[str]) -> Config:
     Raises:
         ValueError: A config that cannot be read or lacks a section, or a launch that cannot work.
     """
-    install()
     if not getattr(args, 'verbose', False):
-        import_hosts()
+        hide_warnings()
+    install()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     check_launch(args.launcher)
     require_regular(args.config)

@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from repl_mm.analysis.predictions import as_grid
     from repl_mm.engine.files import write_atomic
     from repl_mm.engine.install import install
-    from repl_mm.engine.logs import import_hosts
+    from repl_mm.engine.logs import hide_warnings
 
+    hide_warnings()
     install()
-    import_hosts()
     write_atomic(args.out, as_grid(args.runs, number=args.number, threshold=args.score_thr))
     print(printable(f'Wrote {args.out}'))

@@ -1,7 +1,5 @@
 """Train what a table of a paper compares, several seeds of each row from the same weights, and write the table."""
 
-import subprocess
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repl_mm.cli.common import exit_on_user_error
+from repl_mm.cli.common import exit_on_user_error, launch
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -122,13 +120,6 @@ def call(job: Job, tool: str, *args: object) -> None:
         return
     said = printable(said.removeprefix('error: '))
     raise ValueError(f'{job.row.name}, seed {job.seed}, ended with code {code}: {said} (all of it: {log})')
-
-
-def launch(tool: str, *args: str, log: Path) -> int:
-    """Run a tool as a process of its own; its exit code."""
-    program = f'from repl_mm.cli.{tool} import main; main()'
-    with log.open('a') as out:
-        return subprocess.run([sys.executable, '-c', program, *args], stdout=out, stderr=subprocess.STDOUT).returncode
 
 
 def estimate(jobs: Sequence[Job]) -> Iterator[tuple[str, int, float]]:

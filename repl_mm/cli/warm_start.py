@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import shlex
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from itertools import islice
@@ -153,4 +154,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_atomic(args.out, buffer.getvalue())
     write_atomic(args.out.with_suffix('.md'), '\n'.join(table.markdown() for table in shown).encode())
     write_atomic(args.out.with_suffix('.json'), (json.dumps(found, indent=2) + '\n').encode())
-    print(printable(f'Wrote {args.out}. To train on from it: --cfg-options load_from={args.out}'))
+    print(printable(f'Wrote {args.out}. To train on from it: --cfg-options {shlex.quote(f"load_from={args.out}")}'))

@@ -7,6 +7,7 @@ from repl_mm.compat import keep_archives_inside, require_one_stack, resolve_mmse
 from repl_mm.engine.checkpoints import restrict_loading
 from repl_mm.engine.cpu import use_cpu_amp
 from repl_mm.engine.files import use_atomic_files
+from repl_mm.engine.logs import import_hosts
 from repl_mm.engine.lookup import restrict_lookup
 
 
@@ -26,6 +27,7 @@ def install() -> None:
         ValueError: Host libraries are installed beside their forks.
     """
     require_one_stack()
+    import_hosts()  # which the rest would do with all that they print
     use_atomic_files()
     restrict_loading()
     restrict_lookup()

@@ -32,11 +32,15 @@ HOSTS = r'(mmengine|mmcv|mmpretrain|mmdet|mmseg)\b'
 MISMATCH = 'The model and loaded state dict do not match exactly'
 
 
-def import_hosts() -> None:
-    """Import the host libraries without what they print meanwhile, and ignore what they warn of themselves."""
+def hide_warnings() -> None:
+    """Ignore what the host libraries warn of themselves."""
     warnings.filterwarnings('ignore', module=HOSTS)
     for kind in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings('ignore', category=kind)
+
+
+def import_hosts() -> None:
+    """Import the host libraries without what they print meanwhile."""
     with contextlib.redirect_stdout(io.StringIO()):
         for name in ('mmpretrain.datasets', 'mmdet.datasets', 'mmseg.datasets', 'mmdet.evaluation'):
             import_module(name)

@@ -6,6 +6,7 @@ Oracles: the lines counted; mmengine's own message of keys that differ, and whic
 import gc
 import io
 import logging
+import subprocess
 import sys
 from unittest import mock
 
@@ -41,6 +42,13 @@ def train(folder, *args):
         done = run('train', folder / 'net.py', '--work-dir', folder / 'run', *args)
     assert done.code == 0, done.err
     return (done.out + done.err).splitlines()
+
+
+def test_a_process_begins_without_what_the_hosts_print():
+    """The others here run in a process that has imported them already."""
+    program = 'import repl_mm.cli._deploy; from repl_mm.engine.install import install; install()'
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ''), done.stderr
 
 
 def test_a_run_is_short_and_costed_and_its_file_is_whole(folder):
