@@ -4,12 +4,16 @@ Importing this module changes nothing: ``import repl_mm`` lets mmcv find the ope
 :func:`repl_mm.engine.install.install` calls the rest.
 """
 
+import inspect
 import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import mmengine.runner.loops
 import torch
 import torchvision
 from mmengine.config.utils import MODULE2PACKAGE
@@ -126,12 +130,67 @@ def require_one_stack() -> None:
         )
 
 
+def torch_too_old(what: str, *, needs: str) -> ValueError:
+    """The error of what asks for something that this torch does not have yet."""
+    return ValueError(f'{what} needs torch {needs} or newer, and this is torch {torch.__version__}')
+
+
+@contextmanager
+def safe_globals(items: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Let torch's restricted unpickler call some functions meanwhile, by the names that they have.
+
+    Can go, for torch's own, with the support of torch 2.4.
+    """
+    if hasattr(torch.serialization, 'safe_globals'):
+        with torch.serialization.safe_globals(list(items)):
+            yield
+        return
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(list(items))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all numbers of some tensors together.
+
+    Can go, for torch's own, with the support of torch 2.4.
+    """
+    if hasattr(torch.nn.utils, 'get_total_norm'):
+        return torch.nn.utils.get_total_norm(tensors)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor).cpu() for tensor in tensors]))
+
+
+class _LazyIterator(mmengine.runner.loops._InfiniteDataloaderIterator):
+    """Opens its data loader when it is first read."""
+
+    def __init__(self, dataloader: Any) -> None:
+        self._dataloader, self._iterator, self._epoch = dataloader, None, 0
+
+    def __next__(self) -> Any:
+        self._iterator = iter(self._dataloader) if self._iterator is None else self._iterator
+        return super().__next__()
+
+
+def open_loaders_lazily() -> None:
+    """Let an iteration-based loop read nothing before it runs: workers would take the first samples of a stream.
+
+    Can go with the support of mmengine 0.10.7.
+    """
+    if 'fast_forward_on_resume' not in inspect.signature(mmengine.runner.loops.IterBasedTrainLoop).parameters:
+        mmengine.runner.loops._InfiniteDataloaderIterator = _LazyIterator
+
+
 def resolve_mmseg_configs() -> None:
     """Let ``_base_ = 'mmseg::...'`` find the package under the name it is distributed by.
 
     Can go when mmengine's own table knows ``onedl-mmsegmentation``.
     """
-    if MODULE2PACKAGE['mmseg'] == 'mmsegmentation':
+    installed = {distribution.name.lower().replace('_', '-') for distribution in metadata.distributions()}
+    if MODULE2PACKAGE['mmseg'] == 'mmsegmentation' and 'onedl-mmsegmentation' in installed:
         MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 
 

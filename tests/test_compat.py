@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import mmcv
+import mmengine.runner.checkpoint
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,9 @@ import repl_mm
 from repl_mm import compat
 
 PACKAGE = Path(compat.__file__).parent
+# The classic libraries, beside an older torch and without all extras.
+IS_CLASSIC = not hasattr(mmengine.runner.checkpoint, '_safe_torch_load')
+MMSEG = 'mmsegmentation' if IS_CLASSIC else 'onedl-mmsegmentation'
 
 
 def reference_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, offset: int) -> list[int]:
@@ -167,6 +171,7 @@ def fresh() -> list[str]:
         '.'.join(path.relative_to(PACKAGE.parent).with_suffix('').parts).removesuffix('.__init__')
         for path in sorted(PACKAGE.rglob('*.py'))
     ]
+    absent = 'ModuleNotFoundError, ValueError' if IS_CLASSIC else ''
     code = f"""
 import repl_mm
 from mmcv.utils.ext_loader import check_ops_exist
@@ -174,21 +179,23 @@ print(check_ops_exist())
 import mmdet.models
 print(check_ops_exist())
 
-import importlib, tarfile
+import contextlib, importlib, tarfile
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import get_file_backend
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import CheckpointLoader, checkpoint
 
 def seams():
-    loaders = (checkpoint._safe_torch_load, checkpoint.load_url, CheckpointLoader._schemes[''])
+    load = getattr(checkpoint, '_safe_torch_load', checkpoint.torch.load)  # as the classic mmengine has it
+    loaders = (load, checkpoint.load_url, CheckpointLoader._schemes[''])
     wrapper = OPTIM_WRAPPERS.get('AmpOptimWrapper')
     ours = [x.__module__.startswith('repl_mm.') for x in (*loaders, type(get_file_backend('x')), wrapper)]
     return [*ours, MODULE2PACKAGE['mmseg'], tarfile.TarFile.extraction_filter is not None]
 
 states = []
 for name in {modules}:
-    importlib.import_module(name)
+    with contextlib.suppress({absent}):
+        importlib.import_module(name)
 states.append(seams())
 HOOKS.build(dict(type='repl_mm.CheckpointHook'))
 states.append(seams())
@@ -207,7 +214,7 @@ def test_only_install_changes_the_host_libraries(fresh):
     """Under a host's own tools, which do not install, our checkpoint hook sees to its files alone."""
     imported = [*[False] * 5, 'mmsegmentation', False]
     hooked = [*[False] * 3, True, False, 'mmsegmentation', False]
-    installed = [*[True] * 4, not torch.cuda.is_available(), 'onedl-mmsegmentation', True]
+    installed = [*[True] * 4, not torch.cuda.is_available(), MMSEG, True]
     assert fresh[2:] == [str(imported), str(hooked), str(installed)]
 
 

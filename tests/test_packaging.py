@@ -6,12 +6,12 @@ Oracles: the modules' syntax trees, the files of ``tools/`` and ``configs/``, th
 import ast
 import subprocess
 import sys
-import tomllib
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tomllib
 import yaml
 from cli_helpers import run
 from packaging.requirements import Requirement

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from repl_mm.deployment import Deployable
 from repl_mm.layers import ReplConfig

@@ -18,13 +18,18 @@ import psutil
 import torch
 from mmengine.config import Config
 from torch import nn
-from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.hooks import RemovableHandle
 
 from repl_mm.backbones.stochastic_depth import disabled_stochastic_depth
 from repl_mm.benchmark.step import TrainingStep, check_training_backends
 from repl_mm.benchmark.timing import round_ratio, time_interleaved
 from repl_mm.benchmark.variants import PUBLISHED
+from repl_mm.compat import torch_too_old
+
+try:
+    from torch.distributed._tools.mem_tracker import MemTracker
+except ImportError:
+    raise torch_too_old('the memory of a training step', needs='2.5') from None
 
 MIB = 2**20
 

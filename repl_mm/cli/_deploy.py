@@ -222,7 +222,8 @@ def run(args: Namespace) -> None:
         write_atomic(path.with_suffix('.pth'), buffer.getvalue())
         write_atomic(path.with_suffix('.safetensors'), as_safetensors(static.state_dict(), meta=meta))
         if args.format:
-            with warnings.catch_warnings(action='ignore'):  # torch's of itself
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # torch's of itself
                 write_exports(static, path, args)
     written = args.out / path.name
     command = shlex.join(['python', 'tools/test.py', str(written), str(written.with_suffix('.pth'))])

@@ -24,9 +24,7 @@ from rich.progress import track
 
 from repl_mm import __version__
 from repl_mm.benchmark.devices import DEVICES
-from repl_mm.benchmark.predict import predict_step
 from repl_mm.benchmark.step import TrainingStep
-from repl_mm.benchmark.training import measure_memory
 from repl_mm.cli._doctor_tensors import (
     EVERY,
     NotRunError,
@@ -217,6 +215,11 @@ def _train(device: torch.device, *args: Any) -> None:
 
 def predicted_step(device: torch.device) -> str:
     """Memory and, of a known GPU, time of a training step, predicted and measured."""
+    try:
+        from repl_mm.benchmark.predict import predict_step
+        from repl_mm.benchmark.training import measure_memory
+    except ValueError as error:  # before torch 2.5
+        raise NotRunError(str(error)) from None
     config = Config(dict(
         default_scope='mmpretrain',
         model=dict(

@@ -126,7 +126,7 @@ def several_processes(device: torch.device, *, ranks: int) -> str:
     expected = passes(copy.deepcopy(network), images)[1]
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_one_of_several, (ranks, device.type, folder, network, images), nprocs=ranks)
-        found = torch.load(f'{folder}/gradients.pth')
+        found = torch.load(f'{folder}/gradients.pth', weights_only=True)
     difference = relative_difference(found, expected)
     backend = 'NCCL' if device.type == 'cuda' else 'Gloo'
     return f'{backend}: {limit(difference, 1e-9, "the mean gradient")} beside one process with all images'

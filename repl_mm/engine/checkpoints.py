@@ -6,12 +6,13 @@ can hold nothing else. torch's variable ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` (
 restriction.
 """
 
+import _codecs
 import errno
 import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -23,12 +24,14 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
+from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from repl_mm.compat import safe_globals
 from repl_mm.engine.files import require_regular
+from repl_mm.engine.lookup import Guarded
 
 
 def _method(owner: type, name: str) -> Any:
@@ -38,14 +41,33 @@ def _method(owner: type, name: str) -> Any:
     raise UnpicklingError(f'Unsupported global: GLOBAL {getattr(owner, "__name__", owner)}.{name}')
 
 
-# mmengine's list lets getattr through, by which a file could reach any function.
+def _called(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
+    """A function under the name by which files ask for it."""
+
+    def called(*args: Any) -> Any:
+        return function(*args)
+
+    called.__module__, called.__name__, called.__qualname__ = module, name, name
+    return called
+
+
+_multiarray = getattr(np._core, 'multiarray', None) or np.core.multiarray  # before NumPy 2
+# What mmengine's checkpoints hold besides tensors. Its own list, where it has one, lets getattr through, by which a
+# file could reach any function.
 SAFE_GLOBALS = [
-    *(item for item in get_torch_safe_globals() if item is not getattr),
+    slice,
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.uint32, np.int64, np.float64)),
+    _codecs.encode,
+    HistoryBuffer,
     OneCycleParamScheduler,
-    (_method, 'builtins.getattr'),
-    # The names before NumPy 2.
-    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-    (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+    _called(_method, 'builtins', 'getattr'),
+    *(
+        _called(getattr(_multiarray, name), f'numpy.{core}.multiarray', name)
+        for core in ('core', '_core')
+        for name in ('scalar', '_reconstruct')
+    ),
 ]
 
 
@@ -57,7 +79,7 @@ REFUSED = re.compile(r'(?:[Uu]nsupported global: GLOBAL|[Uu]nsupported GLOBAL|Un
 def restricted(source: str) -> Iterator[None]:
     """Let torch load what is on the list, and say of anything else what it is."""
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
+        with safe_globals(SAFE_GLOBALS):
             yield
     except Exception as error:  # a damaged file may raise anything
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a place before the file's beginning
@@ -89,19 +111,27 @@ def _load(file: str | IO[bytes], map_location: Any = None, weights_only: None = 
         is_intact(file)
         if not isinstance(file, str):
             file.seek(0)
-        return torch.load(file, map_location=map_location)
+        # Said, as torch before 2.6 unpickles anything by default.
+        return torch.load(file, map_location=map_location, weights_only=not is_trusted())
 
 
 def _load_url(url: str, **kwargs: Any) -> Mapping[str, Any]:
     with restricted(url):
-        trusted = os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') in ('1', 'y', 'yes', 'true')
-        return torch.hub.load_state_dict_from_url(url, weights_only=not trusted, **kwargs)
+        return torch.hub.load_state_dict_from_url(url, weights_only=not is_trusted(), **kwargs)
+
+
+def is_trusted() -> bool:
+    """Whether files may run what they hold, as ``--trust`` says."""
+    return os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') in ('1', 'y', 'yes', 'true')
 
 
 def restrict_loading() -> None:
     """Let all of mmengine's loading go through this module."""
-    # All of mmengine's loaders but the local one end in one of these two.
-    mmengine.runner.checkpoint._safe_torch_load = _load
+    # All of mmengine's loaders but the local one end in one of these two; before the first had a name, in torch's own.
+    if hasattr(mmengine.runner.checkpoint, '_safe_torch_load'):
+        mmengine.runner.checkpoint._safe_torch_load = _load
+    else:
+        mmengine.runner.checkpoint.torch = Guarded(torch, load=_load)
     mmengine.runner.checkpoint.load_url = _load_url
     CheckpointLoader.register_scheme(prefixes='', loader=load_local, force=True)
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from repl_mm.compat import total_norm
 
 
 def _own(tensor: Tensor) -> Tensor:
     """The numbers that a tensor has in this process: of a sharded one its shard, of a sparse one the given ones."""
-    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    tensor = tensor.to_local() if hasattr(tensor, 'to_local') else tensor  # a DTensor
     return tensor._values() if tensor.layout is torch.sparse_coo else tensor
 
 
@@ -28,7 +29,7 @@ def first_gradient_not_finite(parameters: Mapping[str, nn.Parameter]) -> str | N
     All gradients are finite where their norm is, which takes four operators and one wait for the device.
     """
     named = [(name, p.grad) for name, p in parameters.items() if p.grad is not None]
-    if math.isfinite(torch.nn.utils.get_total_norm([_own(gradient) for _, gradient in named])):
+    if math.isfinite(total_norm([_own(gradient) for _, gradient in named])):
         return None
     # Finite numbers may have a norm beyond the largest number.
     return next((name for name, gradient in named if not is_finite(gradient)), None)

@@ -3,7 +3,7 @@
 from functools import cache
 
 import repl_mm.registry  # noqa: F401  # our scope, and _base_ = 'repl_mm::...'
-from repl_mm.compat import keep_archives_inside, require_one_stack, resolve_mmseg_configs
+from repl_mm.compat import keep_archives_inside, open_loaders_lazily, require_one_stack, resolve_mmseg_configs
 from repl_mm.engine.checkpoints import restrict_loading
 from repl_mm.engine.cpu import use_cpu_amp
 from repl_mm.engine.files import use_atomic_files
@@ -33,4 +33,5 @@ def install() -> None:
     restrict_lookup()
     use_cpu_amp()
     resolve_mmseg_configs()
+    open_loaders_lazily()
     keep_archives_inside()

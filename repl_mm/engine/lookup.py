@@ -109,7 +109,7 @@ def _read_pickled_bytes(content: bytes, **options: Any) -> Any:
     return read_pickle(io.BytesIO(content), **options)
 
 
-class _Guarded:
+class Guarded:
     """Stands in for a module or class within a host's module, with some of its functions exchanged."""
 
     def __init__(self, original: Any, **exchanged: Any) -> None:
@@ -145,12 +145,12 @@ def restrict_lookup() -> None:
     mmengine.registry.registry.get_object_from_string = _find_object
     mmengine.registry.registry.import_module = _import_registry
     mmengine.fileio.handlers.yaml_handler.Loader = yaml.SafeLoader
-    guarded = _Guarded(pickle, load=read_pickle, loads=_read_pickled_bytes)
+    guarded = Guarded(pickle, load=read_pickle, loads=_read_pickled_bytes)
     for name in ('mmengine.fileio.handlers.pickle_handler', 'mmseg.utils.io', 'mmpretrain.datasets.cifar'):
         import_module(name).pickle = guarded
     openimages = import_module('mmdet.datasets.openimages')
-    openimages.np = _Guarded(np, load=lambda path, allow_pickle: np.load(path))
-    import_module('mmdet.models.detectors.kd_one_stage').Config = _Guarded(Config, fromfile=_read_config)
+    openimages.np = Guarded(np, load=lambda path, allow_pickle: np.load(path))
+    import_module('mmdet.models.detectors.kd_one_stage').Config = Guarded(Config, fromfile=_read_config)
     for name, kind in (
         ('mmcv.ops.nms', FunctionType),
         ('mmdet.models.task_modules.tracking.camera_motion_compensation', int),

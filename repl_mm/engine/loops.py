@@ -208,7 +208,7 @@ class ExactIterBasedTrainLoop(ExactResumeMixin, IterBasedTrainLoop):
         """The batches of one pass over the data after the other; the pass of an ``InfiniteSampler`` never ends."""
         loader = self.dataloader
         sampler = self._batches.sampler if self._batches is not None else loader.sampler
-        skip = 0 if self.fast_forward_on_resume else self._iter
+        skip = 0 if getattr(self, 'fast_forward_on_resume', False) else self._iter
         for epoch in count():
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(epoch)

@@ -14,7 +14,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from repl_mm.engine.checkpoints import is_intact, restricted
+from repl_mm.engine.checkpoints import is_intact, is_trusted, restricted
 from repl_mm.engine.errors import shorten
 from repl_mm.engine.files import require_regular
 from repl_mm.engine.finite import tensors_not_finite
@@ -213,7 +213,8 @@ def find_newest(folder: Path) -> Path | None:
         try:
             require_regular(path)
             with restricted(str(path)):
-                content = torch.load(str(path), map_location='cpu', mmap=True)  # tensors are read when looked at
+                # Its tensors are read when they are looked at.
+                content = torch.load(str(path), map_location='cpu', mmap=True, weights_only=not is_trusted())
             for check in checks:
                 check(content, source=str(path))
         except (ValueError, OSError) as error:

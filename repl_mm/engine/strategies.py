@@ -21,11 +21,16 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
+from repl_mm.compat import torch_too_old
 from repl_mm.engine.cpu import leave_group, synchronise_batch_norms
 from repl_mm.layers import AdaptiveBlock, ComputingLayer
 from repl_mm.registry import STRATEGIES
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:
+    raise torch_too_old('repl_mm.FSDPStrategy', needs='2.6') from None
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from repl_mm.compat import torch_too_old
 from repl_mm.deployment import Deployable, RawOutputs, example_inputs, relative_difference, takes_images
 
 # What the dynamo exporter writes without conversion.
@@ -33,7 +34,12 @@ def trace(model: nn.Module, size: Sequence[int]) -> ExportedProgram:
     Args:
         model: As it comes from :func:`repl_mm.deployment.deploy`.
         size: Height and width of the images that it is traced with, or the length of the sequences.
+
+    Raises:
+        ValueError: This torch cannot leave sizes free.
     """
+    if not hasattr(Dim, 'AUTO'):
+        raise torch_too_old('an export', needs='2.6')
     raw, inputs = RawOutputs(model).eval(), example_inputs(model, 2, (3, *size) if takes_images(model) else size)
     if all(part.has_free_size for part in model.modules() if isinstance(part, Deployable)):
         free = {at: Dim.AUTO for at, name in enumerate(AXES[inputs.dim()]) if name != 'channels'}

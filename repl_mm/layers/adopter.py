@@ -1,8 +1,7 @@
 """Modules that run a block without being its parent."""
 
-from typing import Self
-
 from torch import nn
+from typing_extensions import Self
 
 
 class Adopter(nn.Module):

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
+
+from typing_extensions import Self
 
 from repl_mm.layers.base import ComputingLayer, Option
 from repl_mm.layers.blend import BlendedBlock

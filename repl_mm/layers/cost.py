@@ -1,7 +1,8 @@
 """What a layer costs: the quantities that computing layers predict of themselves."""
 
 from dataclasses import dataclass
-from typing import Self
+
+from typing_extensions import Self
 
 BYTES = 4  # of a float32
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import ROOT, die_after, output, start, terminate_in
+from share import PART
 
 BASE = """
 _base_ = '{root}/configs/demo/resnet32-repl_digits.py'
@@ -81,7 +82,7 @@ def weights(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
     return torch.load(work_dir / f'iter_{step}.pth', weights_only=False)['state_dict']
 
 
-@pytest.mark.parametrize('name', COMBINATIONS)
+@pytest.mark.parametrize('name', [*COMBINATIONS][::PART])
 def test_two_processes_equal_one_and_can_be_interrupted(name, tmp_path, survived):
     for batch in (16, 32):
         (tmp_path / f'base{batch}.py').write_text(BASE.format(root=ROOT, batch=batch))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cli_helpers import CLASSIFIER, run
 from mmengine.config import Config
+from share import PART
 
 TEXT = (
     CLASSIFIER.replace(
@@ -53,7 +54,7 @@ def test_any_value_at_any_place(section, tmp_path, survived):
     for place in PLACES:
         if place.partition('.')[0] != section:
             continue
-        for value in VALUES:
+        for value in VALUES[PLACES.index(place) % PART :: PART]:
             work_dir = tmp_path / f'run{tried}'
             tried += 1
             case = f'{place}={value[:10]}'

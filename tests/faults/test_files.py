@@ -14,13 +14,14 @@ import pytest
 import torch
 from helpers import same
 from runs import STEPS, output, start, write_config
+from share import PART
 
 from repl_mm.engine import resume
 from repl_mm.engine.checkpoints import as_safetensors, load_local
 from repl_mm.engine.resume import find_newest
 from repl_mm.engine.weights import read_checkpoint
 
-PLACES = 200
+PLACES = 200 // PART
 TASK = 'classification'
 
 

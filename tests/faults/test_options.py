@@ -10,13 +10,14 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share import PART
 from torch import nn
 
 from repl_mm.backbones import ReplResNetCIFAR, ReplViT
 from repl_mm.layers import ComputingLayer, Drop, ReplConfig
 from repl_mm.sites import Layout, choose
 
-EXAMPLES = 300
+EXAMPLES = 300 // PART
 VIT = dict(embed_dims=16, num_layers=7, num_heads=2, feedforward_channels=32)
 # Where a network may be replaced: every block but the first and the last one of its stage.
 BLOCKS = {ReplResNetCIFAR: (5, 5, 5), ReplViT: (7,)}

@@ -6,12 +6,13 @@ import os
 import sys
 import threading
 import time
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch.distributed as dist
 from mmengine.dist import get_rank, get_world_size, is_distributed
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from typing_extensions import Self
 
 from repl_mm.registry import HOOKS
 
