@@ -18,7 +18,8 @@ from repl_mm.analysis.html import as_html
 
 # Slow enough for a small network not to be bound by its launches.
 DEVICE = dict(fp32=0.05, tf32=0.05, bandwidth=20, launch_us=0.1)
-NETWORK = CLASSIFIER.replace('depth=18, base_channels=8', 'depth=32, base_channels=16, stem_channels=16')
+BACKBONE = "type='repl_mm.ReplResNetCIFAR', depth=32, base_channels=16, stem_channels=16"
+NETWORK = CLASSIFIER.replace("type='ResNet_CIFAR', depth=18, base_channels=8", BACKBONE)
 
 
 class Page(HTMLParser):
@@ -162,8 +163,8 @@ def test_bad_arguments(options, said, folder):
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        (("type='ResNet_CIFAR'", "type='repl_mm.ReplResNetCIFAR', repl=dict(policy='interval', every=4)"), 'already'),
-        (("type='ResNet_CIFAR', depth=32, base_channels=16, stem_channels=16", "type='LeNet5'"), 'no sites in a'),
+        ((BACKBONE, f"{BACKBONE}, repl=dict(policy='interval', every=4)"), 'already'),
+        ((BACKBONE, "type='LeNet5'"), 'no sites in a'),
         (('batch_size=16', 'batch_size=1000, drop_last=True'), 'train_dataloader gives no batch'),
     ],
 )
