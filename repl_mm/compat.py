@@ -161,7 +161,8 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if hasattr(torch.nn.utils, 'get_total_norm'):
         return torch.nn.utils.get_total_norm(tensors)
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor).cpu() for tensor in tensors]))
+    norms = torch._foreach_norm(list(tensors)) if tensors else [torch.zeros(1)]
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
 class _LazyIterator(mmengine.runner.loops._InfiniteDataloaderIterator):

@@ -36,7 +36,8 @@ PINS = {
 CLASSIC = {'mmengine', 'mmdet', 'mmsegmentation', 'mmpretrain', 'ftfy', 'regex'}
 # Names of distributions that differ from those of what is imported.
 DISTRIBUTIONS = {
-    'PIL': 'pillow', 'sklearn': 'scikit-learn', 'pytorch_grad_cam': 'grad-cam', 'mmengine': 'onedl-mmengine',
+    'PIL': 'pillow', 'markdown_it': 'markdown-it-py',
+    'sklearn': 'scikit-learn', 'pytorch_grad_cam': 'grad-cam', 'mmengine': 'onedl-mmengine',
     'mmcv': 'onedl-mmcv', 'mmpretrain': 'onedl-mmpretrain', 'mmdet': 'onedl-mmdetection',
     'mmseg': 'onedl-mmsegmentation',
 }  # fmt: skip

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TABLE_FORMS = ('.md', '.csv', '.json')
 # The extra that brings a package, by the name under which it is imported; the core has no extra.
 EXTRAS = {
-    **dict.fromkeys(('torch', 'torchvision', 'numpy', 'PIL', 'psutil', 'rich', 'safetensors'), ''),
+    **dict.fromkeys(('torch', 'torchvision', 'numpy', 'PIL', 'psutil', 'rich', 'safetensors', 'typing_extensions'), ''),
     **dict.fromkeys(('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg'), 'onedl'),
     **dict.fromkeys(('markdown_it', 'matplotlib', 'pycocotools', 'scipy', 'sklearn', 'tensorboard'), 'tools'),
     **dict.fromkeys(('onnx', 'onnxruntime', 'onnxscript'), 'deploy'),

@@ -1,4 +1,4 @@
-"""How much of the suite is tried: all by default; ``FAULTS_PART=3`` takes a third of what it enumerates."""
+"""How much of the suite is tried: all by default; ``FAULTS_PART=4`` takes a quarter of what it enumerates."""
 
 import os
 
