@@ -135,6 +135,14 @@ def torch_too_old(what: str, *, needs: str) -> ValueError:
     return ValueError(f'{what} needs torch {needs} or newer, and this is torch {torch.__version__}')
 
 
+def can_compile() -> bool:
+    """Whether ``torch.compile`` can read computing layers, which ask for the class whose ``forward`` runs.
+
+    That of torch 2.4 cannot; it is told by a function that came with 2.6.
+    """
+    return hasattr(torch.nn.utils, 'get_total_norm')
+
+
 @contextmanager
 def safe_globals(items: Sequence[Callable[..., Any]]) -> Iterator[None]:
     """Let torch's restricted unpickler call some functions meanwhile, by the names that they have.

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from repl_mm.compat import can_compile, torch_too_old
+
 
 def _is_dict(value: Any) -> bool:
     return isinstance(value, Mapping)
@@ -78,6 +80,8 @@ def check_config(config: Config) -> None:
     if 'env_cfg' in config and config.env_cfg is None:
         raise ValueError('env_cfg of the config takes a dict, got None: leave it out')
     _check_init(config.get('model'), 'model')
+    if config.get('compile') and not can_compile():
+        raise torch_too_old('compile of the config', needs='2.6')
     backend = config.compile.get('backend') if isinstance(config.get('compile'), Mapping) else None
     backends = torch.compiler.list_backends(exclude_tags=())
     if isinstance(backend, str) and backend not in backends:

@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+import torch
 from cli_helpers import CLASSIFIER, run
 
 RESNET = (
@@ -100,3 +101,12 @@ def test_an_area_that_no_float_holds(digits, refused, tmp_path):
     data += "pipeline=[], metainfo=dict(classes=('person',)))"
     line = refused(f"{CLASSIFIER}train_dataloader['dataset'] = {data}\n")
     assert 'boxes.json' in line
+
+
+@pytest.mark.parametrize('is_able', [True, False])
+def test_what_a_torch_cannot_compile_is_refused(is_able, tmp_path, monkeypatch):
+    monkeypatch.setattr('repl_mm.cli._config_checks.can_compile', lambda: is_able)
+    (tmp_path / 'net.py').write_text(CLASSIFIER + 'compile = True\n')
+    done = run('print_config', tmp_path / 'net.py')
+    said = f'compile of the config needs torch 2.6 or newer, and this is torch {torch.__version__}'
+    assert (done.code, said in done.err) == ((0, False) if is_able else (2, True)), done.err

@@ -14,6 +14,7 @@ from test_layers import NORMS, basic, bottleneck, encoder, site
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from repl_mm.compat import can_compile
 from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck, HeadwiseTransformerLayer, ScalarTransformerLayer
 from repl_mm.layers.memory import sampled_conv2d
 
@@ -134,6 +135,10 @@ def test_sampling_runs_in_half_precision_under_autocast():
     torch.testing.assert_close(*grads, rtol=2e-2, atol=1e-2)
 
 
+compiles = pytest.mark.skipif(not can_compile(), reason='this torch cannot compile computing layers')
+
+
+@compiles
 @pytest.mark.parametrize('options', [dict(), dict(recompute=True)], ids=str)
 @pytest.mark.parametrize('kind', LAYERS)
 def test_the_compiler_sees_one_graph_with_the_same_gradients(kind, options):
@@ -146,6 +151,7 @@ def test_the_compiler_sees_one_graph_with_the_same_gradients(kind, options):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@compiles
 def test_the_compiler_gives_the_exact_gradient_instead_of_a_sampled_one():
     layer = randomise(LAYERS['basic'](grad_fraction=0.25))
     compiled = torch.compile(copy.deepcopy(layer), backend='aot_eager', fullgraph=True)
