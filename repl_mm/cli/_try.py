@@ -63,7 +63,7 @@ class Attempt:
         self.config.pop('work_dir', None)
         if args.steps:
             use_steps(self.config, args.steps)
-        self.steps = 0
+        self.step, self.of = 0, 4 if args.checkpoint else 7
         self._begin()
 
     @property
@@ -93,8 +93,8 @@ class Attempt:
 
     def say(self, what: str) -> None:
         """Announce a step."""
-        self.steps += 1
-        Console().print(f'== {self.steps} of {4 if self.args.checkpoint else 7}: {printable(what)}', style='bold')
+        self.step += 1
+        Console().print(f'== {self.step} of {self.of}: {printable(what)}', style='bold', markup=False, soft_wrap=True)
 
     def call(self, tool: str, *args: Any, log: Path | None = None) -> None:
         """Run a tool, which says itself what goes wrong."""
@@ -116,6 +116,7 @@ class Attempt:
         """Take all steps."""
         plan = self.plan()
         if plan['repl'] is None:
+            self.of = 2
             self.report(plan, [])
             return
         if self.args.checkpoint:
