@@ -93,7 +93,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     place = {name: root / name for name in ('run', 'folder', 'pipe', 'null', 'zero', 'loop', 'empty', 'junk', 'binary')}
     place.update(net=root / 'net.py', image=root / 'image.png', nothing=root / 'nothing')
     place['e2e_net'] = root / 'e2e.py'
-    place['e2e_net'].write_text(CLASSIFIER)
+    place['e2e_net'].write_text(NETWORK.replace(", repl=dict(policy='interval', every=4)", ''))
     place['no_device'] = root / 'device.json'
     place['no_device'].write_text('{"fp32": 1, "tf32": 1, "bandwidth": 1, "launch_us": 1e6}')
     place['study'] = root / 'study.py'
