@@ -73,7 +73,7 @@ def launched_rank() -> int:
 def _leave(message: str, *, code: int) -> None:
     if (rank := launched_rank()) > 0:
         # If the first process met the same, its launcher ends this one before the message comes twice.
-        time.sleep(5)
+        time.sleep(15)
         message = f'rank {rank}: {message}'
     print(message, file=sys.stderr, flush=True)
     raise SystemExit(code)
