@@ -27,9 +27,19 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 AGAIN = || { [ $$? -eq 1 ] && echo 'Once more, by itself, what failed:' && $(PYTEST) --last-failed --last-failed-no-failures none $(1); }
 
 # worksteal gives either process tests that stand together, so that what a file builds once is built once.
+#
+# With DEVICE=cuda those that are about tensors alone run, on a GPU; with DEVICE=stand-in on a device that refuses, as a
+# GPU does, tensors of two devices in one operator.
+DEVICE ?= cpu
+TENSORS := tests/test_synthesis.py tests/layers/test_layers.py tests/layers/test_variants.py tests/test_unusual_networks.py
+ifneq ($(DEVICE),cpu)
+test: $(READY)
+	@DEVICE=$(DEVICE) $(PYTEST) $(TENSORS)
+else
 test: $(READY)
 	@$(PYTEST) -n 2 --dist worksteal --ignore=tests/faults --ignore=tests/package \
 		$(call AGAIN,--ignore=tests/faults --ignore=tests/package)
+endif
 
 test-faults: $(READY)
 	@$(PYTEST) -n 2 tests/faults $(call AGAIN,tests/faults)

@@ -1,13 +1,17 @@
 """What several test modules share."""
 
+import os
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from repl_mm.layers import ComputingLayer
+
+ON_CPU = pytest.mark.skipif(os.environ.get('DEVICE', 'cpu') != 'cpu', reason='about tensors of the CPU')
 
 
 def randomise(module: nn.Module) -> nn.Module:

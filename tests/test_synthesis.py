@@ -9,6 +9,7 @@ from collections import Counter
 import oracles
 import pytest
 import torch
+from helpers import ON_CPU
 from torch._subclasses import FakeTensorMode
 
 from repl_mm import synthesis
@@ -176,6 +177,7 @@ def test_the_compilers_formula_is_the_same():
         torch.testing.assert_close(traced(*tensors), mixed(*tensors), rtol=1e-12, atol=1e-12)
 
 
+@ON_CPU  # a GPU's and the stand-in's operators are others
 @pytest.mark.parametrize(
     ('form', 'forward', 'backward'),
     # Roots and both sources, their norms; coefficients over norms; two products and a sum. Backward: both sources
@@ -202,6 +204,7 @@ def test_operators_by_hand(form, forward, backward):
     assert counter.counts == Counter(backward)
 
 
+@ON_CPU
 def test_tensors_without_data_leave_nothing_behind(monkeypatch):
     """Inside of another kind of tensors' mode, with weights of either kind."""
     monkeypatch.setattr(synthesis, '_ROOTS', {})

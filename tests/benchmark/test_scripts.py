@@ -148,3 +148,11 @@ def test_the_page_of_fine_tuning_is_what_its_script_writes():
     words = (ROOT / 'docs/fine_tuning.md').read_text()
     higher = {row[0]: float(row[-1].split()[0]) for row in rows}
     assert f'{higher["ResNet-32, interval"]:.1f} (`interval`) and {higher["ResNet-32, budget"]:.1f} points' in words
+
+
+def test_the_page_of_predicted_and_measured_ratios_is_what_its_script_writes():
+    script, path = load('predicted_vs_measured'), ROOT / 'docs/results/predicted_vs_measured_cpu_2026-11-27.csv'
+    pairs = script.read(path)
+    assert script.as_page(pairs) == path.with_suffix('.md').read_text()
+    r, _ = script.correlation([pair.predicted for pair in pairs], [pair.measured for pair in pairs])
+    assert f'a correlation of {r:.2f}, [row by row]' in (ROOT / 'docs/saving.md').read_text()
