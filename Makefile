@@ -31,7 +31,8 @@ AGAIN = || { [ $$? -eq 1 ] && echo 'Once more, by itself, what failed:' && $(PYT
 # With DEVICE=cuda those that are about tensors alone run, on a GPU; with DEVICE=stand-in on a device that refuses, as a
 # GPU does, tensors of two devices in one operator.
 DEVICE ?= cpu
-TENSORS := tests/test_synthesis.py tests/layers/test_layers.py tests/layers/test_variants.py tests/test_unusual_networks.py
+TENSORS := tests/test_stand_in.py tests/test_synthesis.py tests/layers/test_layers.py tests/layers/test_variants.py \
+	tests/test_unusual_networks.py
 ifneq ($(DEVICE),cpu)
 test: $(READY)
 	@DEVICE=$(DEVICE) $(PYTEST) $(TENSORS)

@@ -148,6 +148,11 @@ def test_the_page_of_fine_tuning_is_what_its_script_writes():
     words = (ROOT / 'docs/fine_tuning.md').read_text()
     higher = {row[0]: float(row[-1].split()[0]) for row in rows}
     assert f'{higher["ResNet-32, interval"]:.1f} (`interval`) and {higher["ResNet-32, budget"]:.1f} points' in words
+    vit = higher['ViT-Tiny/8, interval'], -higher['ViT-Tiny/8, budget']
+    assert 'ViT-Tiny/8 {:.1f} higher and {:.1f} lower, and all four intervals hold zero'.format(*vit) in words
+    intervals = [row[-1].split('(')[1].rstrip(')').split(' to ') for row in rows]
+    assert len(intervals) == 4
+    assert all(float(low) < 0 < float(high) for low, high in intervals)
 
 
 def test_the_page_of_predicted_and_measured_ratios_is_what_its_script_writes():
