@@ -4,7 +4,7 @@ metric = 'accuracy/top1'
 seeds = 5
 smaller = (
     'Fashion-MNIST in the place of the published sets, 10,000 of its 60,000 training images, 12 of 250 epochs '
-    'at a batch of 64 under bfloat16'
+    'at a batch of 64'
 )
 rows = [
     dict(

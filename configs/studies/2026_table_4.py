@@ -4,7 +4,7 @@ metric = 'accuracy/top1'
 seeds = 3
 smaller = (
     'ResNet-32 and ViT-T/8 for ResNet-34 and ViT-T/16; Fashion-MNIST in the place of the published sets, '
-    '10,000 of its 60,000 training images, 12 of 250 epochs at a batch of 64 under bfloat16'
+    '10,000 of its 60,000 training images, 12 of 250 epochs at a batch of 64'
 )
 rows = [
     dict(

@@ -4,7 +4,7 @@ metric = 'accuracy/top1'
 seeds = 5
 smaller = (
     'ResNet-32 for ResNet-110, which has no site at K = 6; Fashion-MNIST in the place of the published sets, '
-    '10,000 of its 60,000 training images, 12 of 250 epochs at a batch of 64 under bfloat16'
+    '10,000 of its 60,000 training images, 12 of 250 epochs at a batch of 64'
 )
 rows = [
     dict(
