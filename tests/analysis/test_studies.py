@@ -16,7 +16,7 @@ from repl_mm.analysis.runs import Run
 from repl_mm.analysis.studies import Row, Study, load_study
 from repl_mm.analysis.study_report import as_csv, as_json, as_markdown, as_png, as_table, confidence, find
 
-STUDIES = sorted((Path(__file__).parents[2] / 'configs/studies').glob('2*.py'))
+STUDIES = sorted((Path(__file__).parents[2] / 'configs/studies').glob('*.py'))
 HEAD = "title = 'A table'\nmetric = 'accuracy/top1'\nseeds = 2\n"
 ROWS = [
     dict(name='E2E', config='net.py', small='net.py'),

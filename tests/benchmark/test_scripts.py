@@ -5,16 +5,18 @@ Oracles: the pages' CSV; figures by hand; NumPy's correlation.
 
 import csv
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from scipy import stats
 
 from repl_mm.benchmark.variants import build_variants
 from repl_mm.layers import Drop
@@ -161,3 +163,61 @@ def test_the_page_of_predicted_and_measured_ratios_is_what_its_script_writes():
     assert script.as_page(pairs) == path.with_suffix('.md').read_text()
     r, _ = script.correlation([pair.predicted for pair in pairs], [pair.measured for pair in pairs])
     assert f'a correlation of {r:.2f}, [row by row]' in (ROOT / 'docs/saving.md').read_text()
+
+
+def test_scores_are_collected_from_finished_runs_and_added_to_those_of_the_same_recipe(tmp_path, monkeypatch):
+    script = load('accuracy')
+    rows = [SimpleNamespace(name=name, key=f'{name}-new') for name in ('E2E', 'RepL')]
+    monkeypatch.setattr(script, 'small_studies', lambda: {'table': SimpleNamespace(rows=rows, metric='mIoU')})
+    monkeypatch.setattr(script, 'last_score', lambda folder, metric: 10 + int(folder.name[-1]))
+    monkeypatch.setattr('repl_mm.analysis.records.read_cost', lambda path: json.loads(path.read_text()))
+    for seed, complete in ((0, True), (1, False), (2, True)):
+        folder = tmp_path / f'runs/E2E-new/seed-{seed}'
+        folder.mkdir(parents=True)
+        (folder / 'cost.json').write_text(json.dumps(dict(complete=complete)))
+        (tmp_path / f'runs/E2E-new/seed-{seed}.log').touch()
+    (tmp_path / 'runs/E2E-new/seed-2/diverged.txt').touch()
+    known = [
+        script.Score('table', 'E2E', 'E2E-new', 0, 1.0),  # run again since
+        script.Score('table', 'E2E', 'E2E-new', 7, 2.0),
+        script.Score('table', 'RepL', 'RepL-old', 0, 3.0),  # of a recipe that is no more
+        script.Score('gone', 'E2E', 'E2E-new', 0, 4.0),
+    ]
+    found = script.collect(tmp_path, known)
+    assert [(score.row, score.seed, score.score) for score in found] == [('E2E', 0, 10), ('E2E', 7, 2)]
+    (tmp_path / 'scores.csv').write_text(script.as_csv(found))
+    assert script.read(tmp_path / 'scores.csv', script.Score) == found
+
+
+def test_a_verdict_is_what_the_paired_test_decides():
+    script, random = load('accuracy'), np.random.default_rng(0)
+    found = set()
+    for shift in np.repeat([-0.5, 0, 0.5], 20):
+        of, other = random.normal(90 + shift, 0.3, 5), random.normal(90, 0.3, 5)
+        gain = script.differences(dict(enumerate(of)), dict(enumerate(other)) | {9: 50.0})
+        t, p = stats.ttest_rel(of, other)
+        expected = 'open' if p > 0.05 else 'RepL scores more' if t > 0 else 'RepL scores less'
+        assert script.verdict(gain) == expected
+        found.add(expected)
+    assert len(found) == 3
+    assert script.verdict([1.0]) == 'open'
+
+
+def test_the_page_of_the_scores_is_what_its_script_writes():
+    script, results = load('accuracy'), ROOT / 'docs/results'
+    scores = script.read(results / 'accuracy.csv', script.Score)
+    costs = script.read(results / 'accuracy_costs.csv', script.Cost)
+    assert script.as_page(scores, costs, 'results/accuracy.png') == (ROOT / 'docs/accuracy.md').read_text()
+    by = script.scores_of(scores, script.PARETO)
+    figure = load('accuracy_picture').plot(by, costs)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        names = [text.get_text() for text in axes.texts]
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(set(names)) == len(names) > 1
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert sum(len(axes.texts) for axes in figure.axes) == 2 * len(by)
+    rivals = {row.way: row for row in load('rivals').read(results / 'rivals.csv') if row.network == 'R32, CIFAR-10'}
+    costs = {cost.row: cost for cost in costs}
+    assert costs['ResNet-32: RepL, K = 4'].step_ms == pytest.approx(rivals['RepL, interval'].step_ms)
+    assert costs['ResNet-32: dropped, K = 4'].memory_mib == pytest.approx(rivals['shallower: ResNet-26'].memory_mib)

@@ -1,0 +1,279 @@
+"""What the studies' small profiles score, beside what a step costs: docs/accuracy.md and its CSVs.
+
+    python benchmarks/accuracy.py scores WORK_DIR SCORES.csv    # of what tools/study.py has trained in WORK_DIR
+    python benchmarks/accuracy.py costs COSTS.csv               # predicted, a minute on one core
+    python benchmarks/accuracy.py page SCORES.csv COSTS.csv PAGE.md
+
+Scores are added to what SCORES.csv has, so that a table can be trained in parts; a row whose recipe has changed loses
+its old ones.
+"""
+
+import csv
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from mmengine.logging import MMLogger
+from rich.progress import track
+
+from repl_mm.analysis.compare import METRICS
+from repl_mm.analysis.runs import load_runs
+from repl_mm.analysis.studies import Study, load_study
+from repl_mm.analysis.study_report import confidence
+from repl_mm.analysis.tables import Table, as_csv
+from repl_mm.benchmark.devices import find_device
+from repl_mm.benchmark.predict import predict_step
+from repl_mm.benchmark.timing import format_ratio
+from repl_mm.cli.study import Job
+from repl_mm.engine.files import write_atomic
+
+STUDIES = Path(__file__).parents[1] / 'configs/studies'
+PARETO, HELPS = 'accuracy_over_cost', 'what_helps'
+DEVICE = 'a100'
+CONFIRMED = 5  # seeds from which a row is no longer called exploratory
+# What a network with sites is compared with beside E2E: the row that drops the same blocks.
+OPPONENTS = {
+    PARETO: {
+        f'{network}: RepL, K = {every}': f'{network}: dropped, K = {every}'
+        for network in ('ResNet-32', 'ViT-T/8')
+        for every in (4, 2)
+    },
+    HELPS: {
+        'RepL': 'dropped',
+        'no weight decay on the coefficients': 'dropped',
+        'gradients into the neighbours': 'dropped',
+        'blend': 'dropped',
+        'three times the training: RepL': 'three times the training: dropped',
+        'zero_init_residual: RepL': 'zero_init_residual: dropped',
+    },
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A line of the CSV: the last validation of a run; ``run`` is the name of what it trained."""
+
+    study: str
+    row: str
+    run: str
+    seed: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A line of the CSV: what a step of a row of ``PARETO`` takes at its published batch, predicted."""
+
+    row: str
+    batch: int
+    size: str
+    step_ms: float
+    memory_mib: float
+
+
+By = Mapping[str, Mapping[int, float]]  # scores by row and seed
+
+
+def small_studies() -> dict[str, Study]:
+    """The studies that have a small profile, by their names."""
+    found = {}
+    for path in sorted(STUDIES.glob('*.py')):
+        try:
+            found[path.stem] = load_study(path, 'small')
+        except ValueError:  # large machines alone
+            continue
+    return found
+
+
+def collect(work_dir: Path, known: Sequence[Score]) -> list[Score]:
+    """The scores of all finished runs, in the order of the studies, and those that are known of the same recipes."""
+    found = {}
+    for name, study in small_studies().items():
+        for row in study.rows:
+            recipe = (name, row.name, row.key)
+            old = {score.seed: score for score in known if (score.study, score.row, score.run) == recipe}
+            folders = (work_dir / 'runs' / row.key).glob('seed-*/')
+            jobs = [Job(row, int(folder.name.removeprefix('seed-')), folder) for folder in folders]
+            new = {
+                job.seed: Score(name, row.name, row.key, job.seed, last_score(job.folder, study.metric))
+                for job in jobs
+                if job.finished and not job.diverged
+            }
+            both = old | new
+            found |= {(name, row.name, seed): both[seed] for seed in sorted(both)}
+    return list(found.values())
+
+
+def last_score(folder: Path, metric: str) -> float:
+    """Of the last validation; COCO's in per cent."""
+    (run,) = load_runs([folder])
+    return run.metrics[metric][-1][1] * (100 if metric.startswith('coco/') else 1)
+
+
+def predict() -> Iterable[Cost]:
+    """The cost of each row of the picture, at the published batch and size."""
+    rows = load_study(STUDIES / f'{PARETO}.py', 'full').rows
+    for row in track(rows, 'Predicting: '):
+        batch, size = row.config.train_dataloader.batch_size, (32, 32)
+        step = predict_step(row.config, find_device(DEVICE), batch=batch, size=size)
+        yield Cost(row.name, batch, f'{size[0]} x {size[1]}', 1e3 * step.seconds, step.memory['total'])
+
+
+def read(path: Path, kind: type[Any]) -> list[Any]:
+    """The lines of a CSV."""
+    with path.open(newline='') as file:
+        return [kind(*(f.type(record[f.name]) for f in fields(kind))) for record in csv.DictReader(file)]
+
+
+def scores_of(scores: Sequence[Score], study: str) -> By:
+    """By row and seed."""
+    found: dict[str, dict[int, float]] = {}
+    for score in scores:
+        if score.study == study:
+            found.setdefault(score.row, {})[score.seed] = score.score
+    return found
+
+
+def differences(of: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
+    """Over the seeds that both have."""
+    return [of[seed] - other[seed] for seed in sorted(of) if seed in other]
+
+
+def format_mean(values: Iterable[float]) -> str:
+    """Mean and standard deviation."""
+    values = list(values)
+    return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def format_difference(values: Sequence[float]) -> str:
+    """Mean and 95 % interval."""
+    if not values:
+        return '–'
+    interval = confidence(values)
+    return f'{mean(values):+.2f}' + (f' ({interval[0]:+.2f} to {interval[1]:+.2f})' if interval else '')
+
+
+def verdict(values: Sequence[float]) -> str:
+    """What the interval of paired differences decides."""
+    interval = confidence(values)
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return 'open'
+    return 'RepL scores more' if interval[0] > 0 else 'RepL scores less'
+
+
+def decisive_table(by: By, costs: Mapping[str, Cost]) -> Table:
+    """RepL against the network that dropping the same blocks leaves."""
+    rows = []
+    for repl, dropped in OPPONENTS[PARETO].items():
+        e2e = f'{repl.partition(":")[0]}: E2E'
+        if not all(by.get(name) for name in (repl, dropped, e2e)):
+            continue
+        gain = differences(by[repl], by[dropped])
+        rows.append([
+            repl, str(len(gain)), *(format_mean(by[name].values()) for name in (e2e, dropped, repl)),
+            format_difference(differences(by[repl], by[e2e])), format_difference(gain), verdict(gain),
+            *(', '.join(over_e2e(costs, name)) for name in (dropped, repl)),
+        ])  # fmt: skip
+    head = ['', 'seeds', 'E2E', 'dropped', 'RepL', 'RepL - E2E', 'RepL - dropped', 'RepL against dropped',
+            'time, memory of dropped', 'of RepL']  # fmt: skip
+    return Table(head, 'lrrrrrrlrr', rows)
+
+
+def over_e2e(costs: Mapping[str, Cost], row: str) -> tuple[str, str]:
+    """Predicted time and memory over those of E2E."""
+    mine, e2e = costs[row], costs[f'{row.partition(":")[0]}: E2E']
+    return format_ratio(mine.step_ms / e2e.step_ms), format_ratio(mine.memory_mib / e2e.memory_mib)
+
+
+def helps_table(by: By) -> Table:
+    """Each factor's difference to the network without the blocks."""
+    rows = [
+        [repl, str(len(gain)), format_mean(by[dropped].values()), format_mean(by[repl].values()),
+         format_difference(gain), verdict(gain)]
+        for repl, dropped in OPPONENTS[HELPS].items()
+        if (gain := differences(by.get(repl, {}), by.get(dropped, {})))
+    ]  # fmt: skip
+    return Table(['', 'seeds', 'dropped', 'with sites', 'difference', 'against dropped'], 'lrrrrl', rows)
+
+
+def study_table(study: Study, by: By) -> Table | None:
+    """A study's rows, measured and published; None where nothing is measured but E2E."""
+    published = {row.name: row.published.get('score') for row in study.rows}
+    rows = []
+    for row in study.rows:
+        if not (own := by.get(row.name)):
+            rows.append([row.name, '0', 'not run', '', format_published(published, row.name, row.versus)])
+            continue
+        gain = differences(own, by.get(row.versus or '', {}))
+        rows.append([
+            row.name, str(len(own)), format_mean(own.values()), format_difference(gain) if row.versus else '',
+            format_published(published, row.name, row.versus),
+        ])  # fmt: skip
+    if not any(row.versus and by.get(row.name) for row in study.rows):
+        return None
+    return Table(['', 'seeds', METRICS[study.metric], 'difference to E2E', 'published difference'], 'lrrrr', rows)
+
+
+def format_published(published: Mapping[str, float | None], row: str, versus: str | None) -> str:
+    """The published difference to the published score of another row."""
+    own, other = published[row], published.get(versus or '')
+    return '' if own is None or other is None else f'{own - other:+.2f}'
+
+
+INTRODUCTION = f"""# What it scores
+
+Written by `benchmarks/accuracy.py` from the [scores](results/accuracy.csv) of runs of `tools/study.py STUDY --profile
+small` and the [costs](results/accuracy_costs.csv) predicted for an A100. Mean over seeds and standard deviation; a
+difference is paired, the same start and the same batches, with its 95 % interval by Student's t. Tables of fewer than
+{CONFIRMED} seeds are exploratory. **The networks are small and see 120,000 images**: 10,000 of Fashion-MNIST's 60,000
+for 12 epochs, scored on its 10,000 test images. What the papers' recipes score is not known here.
+
+## Is a site worth more than nothing in its place?
+
+The opponent is the network without the replaced blocks (`form='drop'`), which costs less. "Open" is where the interval
+holds zero. Costs are over E2E's, at the published batch.
+
+"""
+
+
+def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str:
+    """The page, from the CSVs and the studies' published figures."""
+    by_row = {cost.row: cost for cost in costs}
+    text = INTRODUCTION + decisive_table(scores_of(scores, PARETO), by_row).markdown()
+    text += f'\n![Score over predicted time and memory, of each way to save]({picture})\n\n'
+    helps = helps_table(scores_of(scores, HELPS))
+    if helps.rows:
+        text += f'## What helps, one factor at a time\n\nExploratory, ResNet-32.\n\n{helps.markdown()}\n'
+    text += '## Table by table\n\n'
+    for name, study in small_studies().items():
+        table = None if name == HELPS else study_table(study, scores_of(scores, name))
+        if table:
+            command = f'`tools/study.py configs/studies/{name}.py --profile small`'
+            text += f'### {study.title}\n\n{command}. Smaller: {study.smaller}.\n\n{table.markdown()}\n'
+    return text.rstrip() + '\n'
+
+
+def main(what: str, *paths: str) -> None:
+    """Collect scores, predict costs, or write the page with its picture."""
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    if what == 'scores':
+        work_dir, out = map(Path, paths)
+        write_atomic(out, as_csv(collect(work_dir, read(out, Score) if out.exists() else [])).encode())
+    elif what == 'costs':
+        write_atomic(Path(paths[0]), as_csv(list(predict())).encode())
+    else:
+        from accuracy_picture import plot
+
+        from repl_mm.analysis.plot import to_png
+
+        scores, costs = read(Path(paths[0]), Score), read(Path(paths[1]), Cost)
+        page, picture = Path(paths[2]), Path(paths[0]).with_suffix('.png')
+        write_atomic(picture, to_png(plot(scores_of(scores, PARETO), costs), dpi=110))
+        write_atomic(page, as_page(scores, costs, f'results/{picture.name}').encode())
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
