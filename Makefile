@@ -67,6 +67,7 @@ test-package: $(READY)
 lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: $(READY)
 	@$(BIN)/ruff check --fix .

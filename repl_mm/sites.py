@@ -18,7 +18,7 @@ class Site(NamedTuple):
     """A block position, both numbers counted from 0: ``Site(2, 3)`` is ``layer3.3`` of a ResNet."""
 
     stage: int
-    index: int
+    index: int  # type: ignore[assignment]  # the field goes before tuple's method
 
 
 class Refusal(NamedTuple):
@@ -179,14 +179,19 @@ def adaptive(layout: Layout, *, start: str | None = None, **options: Any) -> Sel
     return replace(choose(layout, policy=start, **options), candidates=tuple(layout.eligible()))
 
 
-POLICIES = {'interval': interval, 'budget': budget, 'explicit': explicit, 'adaptive': adaptive}
+POLICIES: dict[str, Callable[..., Selection]] = {
+    'interval': interval,
+    'budget': budget,
+    'explicit': explicit,
+    'adaptive': adaptive,
+}
 
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_interval(policy: str, every: object) -> None:
+def _check_interval(policy: str, every: Any) -> None:
     if not _is_integer(every) or every < 2:
         raise ValueError(f"policy {policy!r} needs 'every', a whole number of at least 2, got every={every!r}")
 

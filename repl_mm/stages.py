@@ -17,7 +17,8 @@ def find_stages(network: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: There are none, or stages of two kinds.
     """
-    found, kinds, reasons = {}, set(), []
+    found, kinds = {}, set()
+    reasons: list[str] = []
     for name, module in network.named_modules():
         if not isinstance(module, nn.Sequential | nn.ModuleList):
             continue

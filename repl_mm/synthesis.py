@@ -15,6 +15,7 @@ operators. It keeps for the backward pass the sources alone, which exist anyway,
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,9 @@ class _MixRows(torch.autograd.Function):
         return None, *grads.view(number, -1).unbind(), *[None] * number
 
 
-Coefficient = Source = Tensor | None  # None for a neighbour that is left out
+# None for a neighbour that is left out.
+Coefficient: TypeAlias = Tensor | None
+Source: TypeAlias = Tensor | None
 
 
 def _mix_rows(

@@ -190,7 +190,7 @@ class PictureHook(Hook):
                 pixels, name = mmcv.imread(sample.img_path), self._names[path]
             else:
                 # The sampler deals the samples out to the processes in turn.
-                name = self._number((first + at) * get_world_size() + get_rank())
+                name = Path(self._number((first + at) * get_world_size() + get_rank()))
                 pixels = _pixels(data_batch['inputs'], at)
             write_atomic(self.folder / name, as_png(self._draw(pixels, sample, runner)))
 

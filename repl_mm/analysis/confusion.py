@@ -92,7 +92,7 @@ def count_objects(
         is_ignored = bbox_overlaps(found, torch.tensor(ignored).reshape(-1, 4).float(), mode='iof') >= iou_thr
         free = set(range(len(objects)))
         for at, label in enumerate(labels):
-            best = max(free, key=lambda number, row=overlaps[at]: row[number], default=None)
+            best = max(free, key=overlaps[at].__getitem__, default=None)
             if best is not None and overlaps[at, best] >= iou_thr:
                 free.remove(best)
                 counts[objects[best][0], label] += 1

@@ -1,6 +1,7 @@
 """The pictures of the analyses, as PNG files."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,7 +20,7 @@ Blocks = Sequence[str]
 _plain = rc_context({'text.parse_math': False})  # names may hold dollar signs
 
 
-def _ticks(blocks: Blocks) -> list[int]:
+def _ticks(blocks: Sequence[Any]) -> list[int]:
     """Places of the labels of at most some 18 blocks."""
     return list(range(0, len(blocks), -(-len(blocks) // 18)))
 
@@ -65,7 +66,7 @@ def tsne_figure(places: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Se
     return to_png(figure, dpi=DPI)
 
 
-def matplotlib_colour(label: int, number: int) -> tuple[float, ...]:
+def matplotlib_colour(label: int, number: int) -> tuple[float, float, float, float]:
     """The colour of a class."""
     from matplotlib import colormaps
 
@@ -82,7 +83,7 @@ def probe_figure(accuracies: Mapping[str, Mapping[str, float]], sites: Mapping[s
         axes.plot(values, color=colour, linewidth=2, marker='o', markersize=4, label=printable(name))
         replaced = [place for place, block in enumerate(found) if block in sites[name]]
         axes.scatter(replaced, [values[place] for place in replaced], s=90, facecolors='none', edgecolors=colour)
-    blocks = list(max(accuracies.values(), key=len))
+    blocks = max(map(list, accuracies.values()), key=len)
     axes.set_xticks(_ticks(blocks), [blocks[at] for at in _ticks(blocks)], rotation=45, ha='right')
     axes.set(title='Linear probe after each block (circles: replaced blocks)', ylabel='accuracy on validation data (%)')
     axes.grid(axis='y', alpha=0.3)

@@ -122,7 +122,7 @@ def _pictures(
     pixels = mmcv.imread(samples[0].img_path)
     yield pixels[..., ::-1]
     # Nearly opaque: what is below a map must not change how its colours look.
-    style = dict(scope=runs[0].scope, meta=runs[0].meta, opacity=0.9, names=False)
+    style: dict[str, Any] = dict(scope=runs[0].scope, meta=runs[0].meta, opacity=0.9, names=False)
     yield draw(pixels, samples[0], truth=True, **style)
     for sample in samples:
         yield draw(pixels, sample, truth=False, score_thr=threshold, **style)

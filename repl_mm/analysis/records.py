@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,11 @@ _WHOLE = (_is_whole, 'a whole number')
 _QUANTITY = (_is_quantity, 'a number of at least 0, or null')
 _QUANTITIES = (_maps_to(_is_quantity), 'numbers of at least 0 by name, or null')
 # What ``cost.json`` says; a quantity that was not measured is null or not there.
-_REQUIRED: Mapping[str, tuple[Check, str]] = {
+_REQUIRED: dict[str, tuple[Check, str]] = {
     'complete': (lambda value: isinstance(value, bool), 'true or false'),
     'device': (_is_text, 'text'),
 }
-_OPTIONAL: Mapping[str, tuple[Check, str]] = {
+_OPTIONAL: dict[str, tuple[Check, str]] = {
     'input_shape': (
         _is_shape,
         'channels, height and width of the images, such as [3, 224, 224], or the length of a sequence',

@@ -115,7 +115,8 @@ def _read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     for path in paths:
         newer = read_scalars(path)
         start = min((line['step'] for line in newer if 'loss' in line), default=float('inf'))
-        lines = [*takewhile(lambda line, start=start: 'loss' not in line or line['step'] < start, lines), *newer]
+        older = takewhile(lambda line: 'loss' not in line or line['step'] < start, lines)  # noqa: B023
+        lines = [*older, *newer]
     return lines
 
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import rich.table
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.text import Text
 
 from repl_mm.engine.errors import printable
 
-JUSTIFY = {'l': 'left', 'r': 'right'}
+JUSTIFY: dict[str, JustifyMethod] = {'l': 'left', 'r': 'right'}
 # What Markdown reads as markup; an underscore between letters is none.
 MARKUP = re.compile(r'[\\`*<&|~\[]|(?<![^\W_])_|_(?![^\W_])')
 

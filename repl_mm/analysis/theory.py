@@ -68,7 +68,8 @@ def chains(network: BaseModel, reference: BaseModel, batch: Any) -> tuple[list[B
                 f'{name} is not given what the block before it gives {tuple(given.shape[1:])}: the bound is for '
                 'backbones whose blocks follow one another, such as ResNets and ViTs'
             )
-    original, replaced = [], []
+    original: list[Callable[[Tensor], Tensor]] = []
+    replaced: list[Callable[[Tensor], Tensor]] = []
     # The deployed network computes the same, without synthesising weights at each call.
     theirs, ours, static = (blocks_of(model) for model in (reference, network, deploy(network)))
     for name, (_, others, _) in records[0].items():
@@ -140,7 +141,8 @@ def gradient_bias(network: BaseModel, reference: BaseModel, batches: Iterable[An
         ValueError: There is no batch, or a gradient is not finite.
     """
     shared = _shared(network, reference)
-    sums, number, constant = [0.0, 0.0], 0, 0.0
+    sums: list[Any] = [0.0, 0.0]  # then tensors
+    number, constant = 0, 0.0
     for batch in batches:
         ours, theirs = ([*_gradient(model, shared, batch)] for model in (network, reference))
         apart = float((ours[1] - theirs[1]).flatten(1).norm(dim=1).mean())
@@ -149,11 +151,11 @@ def gradient_bias(network: BaseModel, reference: BaseModel, batches: Iterable[An
         sums, number = [sums[0] + ours[0], sums[1] + theirs[0]], number + 1
     if not number:
         raise ValueError('there is no batch to look at: check the data set and --batches')
-    ours, theirs = (total / number for total in sums)
-    if not (torch.isfinite(ours).all() and torch.isfinite(theirs).all()):
+    own, other = (total / number for total in sums)
+    if not (torch.isfinite(own).all() and torch.isfinite(other).all()):
         raise ValueError('the gradients hold NaN or infinite values: look at the weights and images')
-    cosine = float(torch.nn.functional.cosine_similarity(ours, theirs, dim=0))
-    return GradientBias(float((ours - theirs).norm()), float(theirs.norm()), cosine, constant)
+    cosine = float(torch.nn.functional.cosine_similarity(own, other, dim=0))
+    return GradientBias(float((own - other).norm()), float(other.norm()), cosine, constant)
 
 
 def _shared(network: nn.Module, reference: nn.Module) -> list[str]:

@@ -4,7 +4,7 @@ One ResNet serves classification, detection and segmentation: mmseg's is the sup
 deep stem) and equals torchvision's, mmdet's and mmpretrain's bit for bit where they overlap.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 from mmpretrain.models.backbones import ResNet_CIFAR
 from mmseg.models.backbones import ResNet, ResNetV1c, ResNetV1d, ResNeXt
@@ -32,6 +32,7 @@ class ReplResNetMixin(ReplMixin):
 
     kind = ResidualParts
     depth_option = 'stochastic_depth'
+    arch_settings: dict[int, Any]  # the host's: class and numbers of blocks by depth
 
     def __init__(self, *args: Any, stochastic_depth: float = 0, **kwargs: Any) -> None:
         is_number = isinstance(stochastic_depth, int | float) and not isinstance(stochastic_depth, bool)
@@ -98,12 +99,12 @@ class ReplResNetCIFAR(ReplResNetMixin, ResNet_CIFAR):
         **kwargs: Passed on to mmpretrain's ``ResNet_CIFAR``.
     """
 
-    arch_settings: ClassVar = ResNet_CIFAR.arch_settings | {
+    arch_settings = ResNet_CIFAR.arch_settings | {
         depth: (ResNet_CIFAR.arch_settings[18][0], ((depth - 2) // 6,) * 3) for depth in (32, 44, 56, 110)
     }
 
     def __init__(self, depth: int, **kwargs: Any) -> None:
-        three_stages = dict(
+        three_stages: dict[str, Any] = dict(
             num_stages=3, stem_channels=16, base_channels=16, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,)
         )
         super().__init__(depth, **(three_stages if depth in (32, 44, 56, 110) else {}) | kwargs)

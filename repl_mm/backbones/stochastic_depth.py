@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-class SkippableBlock:
+class SkippableBlock(nn.Module):
     """Goes before a residual block's class among the bases; what is not given a rate is never skipped."""
 
     skip_rate = 0.0
@@ -113,7 +113,7 @@ def disabled_stochastic_depth(network: nn.Module) -> Iterator[None]:
 @contextmanager
 def identity(block: SkippableBlock) -> Iterator[None]:
     """Have a block give what it gets for a while, as where it is skipped."""
-    block.forward = lambda x: x
+    block.forward = lambda x: x  # type: ignore[method-assign]
     try:
         yield
     finally:

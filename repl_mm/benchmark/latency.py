@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def build_states(config: Config) -> dict[str, nn.Module]:
     return dict(zip(STATES, models, strict=True))
 
 
-def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], object]:
+def prepare(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], Any]:
     """A call that runs one forward pass to its end.
 
     Args:

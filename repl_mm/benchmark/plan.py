@@ -123,7 +123,7 @@ def make_plan(
     """
     config = replaceable(config)
     forms = _forms(backbone_class(config).forms()[0], losses)
-    options = dict(batch=batch, size=size, backend=backend, device=device)
+    options: dict[str, Any] = dict(batch=batch, size=size, backend=backend, device=device)
     predicting = isinstance(device, Device)
     if predicting:
         check_predictable(backend, device)

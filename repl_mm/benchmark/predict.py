@@ -6,6 +6,7 @@ reserve are not seen. The time is the sum over the operators of the largest of c
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def _expected_costs(step: FakeStep, device: Device) -> tuple[int, int, int, floa
         full = expected = costs_of()
         for blocks in alike.values():
             with identity(blocks[0]):
-                expected = expected - sum(map(rates.get, blocks)) * (full - costs_of())
+                expected = expected - sum(rates[block] for block in blocks) * (full - costs_of())
     return *(round(value) for value in expected[:3]), float(expected[3])
 
 
@@ -181,6 +182,8 @@ def predict_steps(
             continue
         reference = reference or step
         published = PUBLISHED.get(model, (None, None)) if variant.startswith('RepL') else (None, None)
+        parts = ('weights', 'gradients', 'optimizer', 'activations')
+        split: dict[str, Any] = {f'{part}_mib': step.memory[part] for part in parts}
         rows.append(replace(
             row,
             left_out=step.left_out,
@@ -190,7 +193,7 @@ def predict_steps(
             memory_mib=step.memory['total'],
             memory=step.memory['total'] / reference.memory['total'],
             published_memory=published[0],
-            **{f'{part}_mib': step.memory[part] for part in ('weights', 'gradients', 'optimizer', 'activations')},
+            **split,
             gflops=step.flops / 1e9,
             bytes_mib=step.bytes_moved / MIB,
             operators=step.operators,

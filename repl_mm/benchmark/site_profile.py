@@ -108,7 +108,8 @@ def measure_site_profile(
     backbone = step.model.backbone
     stages, layout = list(backbone.repl_stages().values()), backbone.layout()
     inputs: dict[int, tuple[Any, ...]] = {}
-    eligible, frozen = [], []
+    eligible: list[Site] = []
+    frozen: list[Site] = []
     for site in layout.eligible():
         trained = any(p.requires_grad for p in stages[site.stage][site.index].parameters())
         (eligible if trained else frozen).append(site)
@@ -129,10 +130,10 @@ def measure_site_profile(
         parts = SiteProfile(layout, eligible, frozen, mib=measure_memory(step)['total'])
     parts.seconds = median(how.times({'E2E': step})['E2E'])
     # What a parameter costs beside the passes of its block.
-    trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
-    optimizer_seconds = how.optimizer(step) / trained
+    weights = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
+    optimizer_seconds = how.optimizer(step) / weights
     states = [value for state in step.wrapper.optimizer.state.values() for value in state.values()]
-    optimizer_mib = (4 + sum(value.nbytes for value in states if isinstance(value, Tensor)) / trained) / MIB
+    optimizer_mib = (4 + sum(value.nbytes for value in states if isinstance(value, Tensor)) / weights) / MIB
     blocks = {site.stage: stages[site.stage][site.index] for site in representatives}
     for form in forms:
         sites = [tuple(site) for site in representatives]

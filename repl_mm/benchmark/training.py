@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import psutil
 import torch
@@ -170,7 +171,7 @@ def measure_steps(
     check_training_backends([backend])
     steps: dict[str, TrainingStep] = {}
     memory: dict[str, dict[str, float]] = {}
-    notes = {}
+    notes: dict[str, str] = {}
     with limited_memory() if device.type == 'cpu' else nullcontext(), warnings.catch_warnings():
         # The host libraries leave it to torch how to checkpoint.
         warnings.filterwarnings('ignore', message='.*use_reentrant')
@@ -248,7 +249,8 @@ def _rows(
     reference = names[0]
     rows = []
     for name in names:
-        row = dict(model=model, variant=name, backend=backend, batch=batch, size=' x '.join(map(str, size)))
+        row: dict[str, Any] = dict(model=model, variant=name, backend=backend, batch=batch)
+        row |= dict(size=' x '.join(map(str, size)))
         row |= dict(published_memory=published[0], published_time=published[1])
         if name in notes:
             rows.append(MeasuredStep(**row, note=notes[name]))

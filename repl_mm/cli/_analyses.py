@@ -133,7 +133,8 @@ def analyse_cam(runs: Sequence[Trained], args: Namespace) -> Files:
 def analyse_features(runs: Sequence[Trained], args: Namespace) -> Files:
     """Feature maps of some images at several depths; under one another what the runs make of an image."""
     images = {run.name: _images(run, args.number)[0] for run in runs}
-    pictures, maps, labels, titles, records = [], [], [], [], []
+    pictures, maps, labels, records = [], [], [], []
+    titles: list[str] = []
     for at in track(range(len(images[runs[0].name])), 'Feature maps: ', transient=True):
         for run in runs:
             found = feature_maps(run.model, images[run.name][at])

@@ -2,8 +2,9 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ from repl_mm.layers.base import ComputingLayer
 
 EVERY = dict(policy='interval', every=3)
 VIT = dict(arch=dict(embed_dims=48, num_layers=6, num_heads=3, feedforward_channels=96), img_size=64, patch_size=8)
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
+NETWORKS: dict[str, partial[Any]] = {
     'BasicBlock': partial(ReplResNetCIFAR, 32),
     'Bottleneck': partial(ReplResNet, 50, stem_channels=16, base_channels=16),
     'ViT': partial(ReplViT, **VIT, out_type='featmap', out_indices=(2, 5)),
@@ -33,7 +34,8 @@ class NotRunError(Exception):
 def networks(*, defaults_only: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """A small network of each kind of block with each of its computing layers, in float64, with random coefficients."""
     for kind, build in NETWORKS.items():
-        forms = build.func.forms()
+        backbone: Any = build.func
+        forms = backbone.forms()
         for form in forms[:1] if defaults_only else forms:
             network = build(repl=EVERY | dict(form=form)).double()
             for module in network.modules():
@@ -54,7 +56,8 @@ def passes(network: nn.Module, images: Tensor) -> tuple[list[Tensor], list[Tenso
     network.zero_grad()
     sum(output.square().mean() for output in outputs).backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    return [[tensor.detach().cpu().double() for tensor in tensors] for tensors in (outputs, gradients)]
+    outputs, gradients = ([tensor.detach().cpu().double() for tensor in tensors] for tensors in (outputs, gradients))
+    return outputs, gradients
 
 
 def limit(difference: float, most: float, what: str) -> str:

@@ -47,9 +47,8 @@ class Attempt:
 
     def __init__(self, args: Namespace, folder: Path):
         self.args, self.folder = args, folder
-        sections = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
-        if args.checkpoint:
-            sections = ('model', 'train_dataloader', 'test_dataloader', 'test_cfg', 'test_evaluator')
+        training, testing = ('train_cfg', 'optim_wrapper'), ('test_dataloader', 'test_cfg', 'test_evaluator')
+        sections = ('model', 'train_dataloader', *(testing if args.checkpoint else training))
         self.config = load_scoped_config(args, sections=sections)
         MMLogger.get_instance('mmengine', log_level='ERROR')
         self.device = find_device(args.predict)

@@ -13,7 +13,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
@@ -130,7 +130,7 @@ def training_cases(args: Namespace) -> list[Case]:
     return cases
 
 
-def measure_case(args: Namespace, case: Case, device: torch.device) -> list[object]:
+def measure_case(args: Namespace, case: Case, device: torch.device) -> list[Any]:
     from repl_mm.benchmark import latency, predict
     from repl_mm.benchmark.training import measure_steps
     from repl_mm.benchmark.variants import build_variants, name_of, variants_for

@@ -28,10 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ValueError(f'{args.out} holds something: give a new folder')
 
-    from repl_mm.datasets.digit_scenes import make_scenes, write_cityscapes, write_coco
+    from repl_mm.datasets.digit_scenes import Split, make_scenes, write_cityscapes, write_coco
 
     write = dict(coco=write_coco, cityscapes=write_cityscapes)[args.format]
-    for split, number in (('train', args.train), ('val', args.val)):
+    numbers: dict[Split, int] = {'train': args.train, 'val': args.val}
+    for split, number in numbers.items():
         scenes = make_scenes(split=split, number=number, seed=args.seed)
         write(args.out, track(scenes, f'{split}: ', total=number), split=split)
     print(printable(f'Wrote {args.train} + {args.val} images to {args.out}'))

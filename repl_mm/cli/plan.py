@@ -143,9 +143,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     losses = find_losses(args.by, config) if args.by is not None else None
     console = Console(log_path=False)
     with explain(f'cannot plan for {args.config}'), console.status('') as status:
+
+        def report(text: str) -> None:
+            console.log(text)
+            status.update(text)
+
         plan = make_plan(
             config, target, batch=args.batch_size, size=tuple(args.size), backend=args.backend, device=device,
-            seconds=args.seconds, losses=losses, report=lambda text: (console.log(text), status.update(text)),
+            seconds=args.seconds, losses=losses, report=report,
         )  # fmt: skip
     show_tables([as_table(plan, predicted=bool(args.predict), losses=losses)], args.out)
     run = f'Batch {args.batch_size}, {args.size[0]} x {args.size[1]}, {args.backend}'

@@ -1,6 +1,7 @@
 """Data sets that the host libraries lack, and theirs with samples that are checked."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -68,6 +69,9 @@ class CheckedMixin:
 
     MOST_IN_A_ROW: ClassVar = 10
     _in_a_row = 0
+    # Of the host's data set, which goes behind it among the bases.
+    test_mode: bool
+    get_data_info: Callable[[int], dict[str, Any]]
 
     def prepare_data(self, idx: int) -> Any:
         """The sample after the pipeline, or None for one that training leaves out; mmengine then draws another.
@@ -79,7 +83,7 @@ class CheckedMixin:
         try:
             if Path(path).is_file() and is_truncated(Path(path)):  # not in a bucket or database
                 raise ValueError('the file is truncated')
-            sample = super().prepare_data(idx)
+            sample = super().prepare_data(idx)  # type: ignore[misc]
         except Exception as error:  # whatever the transforms of a pipeline may raise
             reason = str(error).strip() or type(error).__name__
             problem = f'cannot read the sample {path}: {reason}. Get the file again, or take it out of the data set'

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pycocotools.mask
@@ -123,7 +123,9 @@ def write_coco(root: Path, scenes: Iterable[Scene], *, split: Split) -> None:
 
     Category ids are the digits plus one; boxes and masks are those of the visible pixels.
     """
-    folder, images, annotations = root / split, [], []
+    folder = root / split
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     folder.mkdir(parents=True, exist_ok=True)
     for image_id, scene in enumerate(scenes, start=1):
         name = f'{image_id:012}.jpg'

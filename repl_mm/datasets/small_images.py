@@ -64,7 +64,7 @@ class SmallImages(BaseDataset):
             dict(img=image, gt_label=number[name]) for image, name in zip(images, names, strict=True) if name in number
         ]
 
-    def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int]]:
+    def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         """Images, (N, H, W, 3) uint8, and labels from 0, of the files of a split."""
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ class CIFAR10(SmallImages):
         )
     }
 
-    def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int]]:
+    def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         published = torchvision.datasets.CIFAR10(self.data_root, train=self.split == 'train')
         return published.data, published.targets
 
@@ -99,7 +99,7 @@ class SVHN(SmallImages):
     source = 'svhn'
     files: ClassVar = {split: [f'{split}_32x32.mat'] for split in ('train', 'test')}
 
-    def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int]]:
+    def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         from scipy.io import loadmat  # of an extra, and this module is imported for every data set
 
         content = loadmat(paths[0])
@@ -119,7 +119,7 @@ class STL10(SmallImages):
         split: [f'stl10_binary/{split}_X.bin', f'stl10_binary/{split}_y.bin'] for split in ('train', 'test')
     }
 
-    def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int]]:
+    def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         # Column by column.
         images = np.fromfile(paths[0], dtype=np.uint8).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
         labels = np.fromfile(paths[1], dtype=np.uint8).astype(int)  # from 1
@@ -139,6 +139,6 @@ class FashionMNIST(SmallImages):
         for split, name in (('train', 'train'), ('test', 't10k'))
     }
 
-    def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int]]:
+    def read(self, paths: Sequence[Path]) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         images, labels = (read_idx(path) for path in paths)
         return np.repeat(images[..., None], 3, axis=-1), labels.astype(int)

@@ -146,11 +146,14 @@ def restrict_lookup() -> None:
     mmengine.registry.registry.import_module = _import_registry
     mmengine.fileio.handlers.yaml_handler.Loader = yaml.SafeLoader
     guarded = Guarded(pickle, load=read_pickle, loads=_read_pickled_bytes)
+    module: Any
     for name in ('mmengine.fileio.handlers.pickle_handler', 'mmseg.utils.io', 'mmpretrain.datasets.cifar'):
-        import_module(name).pickle = guarded
-    openimages = import_module('mmdet.datasets.openimages')
-    openimages.np = Guarded(np, load=lambda path, allow_pickle: np.load(path))
-    import_module('mmdet.models.detectors.kd_one_stage').Config = Guarded(Config, fromfile=_read_config)
+        module = import_module(name)
+        module.pickle = guarded
+    module = import_module('mmdet.datasets.openimages')
+    module.np = Guarded(np, load=lambda path, allow_pickle: np.load(path))
+    module = import_module('mmdet.models.detectors.kd_one_stage')
+    module.Config = Guarded(Config, fromfile=_read_config)
     for name, kind in (
         ('mmcv.ops.nms', FunctionType),
         ('mmdet.models.task_modules.tracking.camera_motion_compensation', int),

@@ -7,7 +7,7 @@ drawn, whatever the number of workers and however far they had read ahead.
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import count
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.logging import print_log
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from repl_mm.registry import LOOPS
@@ -121,6 +121,12 @@ class ExactResumeMixin:
             counts of steps and epochs.
     """
 
+    # Of the host's loop, which goes behind it among the bases.
+    runner: Runner
+    dataloader: DataLoader
+    epoch: int
+    _iter: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.first_iter: int | None = None
@@ -130,7 +136,7 @@ class ExactResumeMixin:
     def run_iter(self, *args: Any) -> None:
         """One step, with generators that are seeded for it."""
         seed_generators(self.runner.seed, get_rank(), self._iter, _MODEL)
-        super().run_iter(*args)
+        super().run_iter(*args)  # type: ignore[misc]
         self.runner.call_hook('between_steps')
 
     def _go_to(self, *, skip: int) -> None:
@@ -204,7 +210,7 @@ class ExactIterBasedTrainLoop(ExactResumeMixin, IterBasedTrainLoop):
         self.runner.call_hook('after_train')
         return self.runner.model
 
-    def _stream(self) -> Iterator[Any]:
+    def _stream(self) -> Generator[Any]:
         """The batches of one pass over the data after the other; the pass of an ``InfiniteSampler`` never ends."""
         loader = self.dataloader
         sampler = self._batches.sampler if self._batches is not None else loader.sampler

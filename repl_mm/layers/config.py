@@ -79,8 +79,8 @@ class ReplConfig:
             raise ValueError(f'unknown form {form!r}: choose one of {", ".join(map(repr, forms))}')
         of_policy, of_form = policy_options(policy), options_of(form)
         if unknown := sorted(set(given) - set(of_policy) - set(of_form)):
-            given, allowed = (', '.join(map(repr, names)) for names in (unknown, (*of_policy, *of_form)))
-            raise ValueError(f'policy {policy!r} and form {form!r} have no option {given}: they take {allowed}')
+            wrong, allowed = (', '.join(map(repr, names)) for names in (unknown, (*of_policy, *of_form)))
+            raise ValueError(f'policy {policy!r} and form {form!r} have no option {wrong}: they take {allowed}')
         options = {name: value for name, value in given.items() if name in of_form}
         for name, value in options.items():
             if not of_form[name].check(value):

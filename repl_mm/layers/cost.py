@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from typing_extensions import Self
-
 BYTES = 4  # of a float32
 
 
@@ -26,10 +24,10 @@ class Cost:
     backward: int = 0
     activations: int = 0
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self, other: 'Cost') -> 'Cost':
         return Cost(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
 
-    def __sub__(self, other: Self) -> Self:
+    def __sub__(self, other: 'Cost') -> 'Cost':
         return Cost(*(a - b for a, b in zip(self.values(), other.values(), strict=True)))
 
     def values(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from repl_mm.layers.residual import ComputingBasicBlock, ComputingBottleneck
 from repl_mm.layers.static import StaticLayer
 from repl_mm.layers.transformer import ScalarTransformerLayer
 
-PAPERS_OWN = (ComputingBasicBlock, ComputingBottleneck, ScalarTransformerLayer)
+PAPERS_OWN: tuple[type[ComputingLayer], ...] = (ComputingBasicBlock, ComputingBottleneck, ScalarTransformerLayer)
 
 
 class Drop(ComputingLayer):

@@ -7,7 +7,7 @@ over the features of some batches. Each class is the way of some computing layer
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,11 @@ PIECE = 2**22
 
 
 class Fit(Protocol):
-    """A way to fit one computing layer.
+    """A way to fit one computing layer."""
 
-    Attributes:
-        intercept: Whether the layer can add a constant to what its regressors explain.
-    """
-
-    intercept: bool
+    @property
+    def intercept(self) -> bool:
+        """Whether the layer can add a constant to what its regressors explain."""
 
     def aim(self, block: nn.Module) -> nn.Module:
         """What of the removed block to look at: the block itself, for its output, or what ends its residual branch,
@@ -181,7 +179,7 @@ class NormFit(_ResidualFit):
 class _TokenFit:
     """Of transformers, which see each token by itself; what stands behind a block's sum is its output."""
 
-    intercept: ClassVar[bool] = False
+    intercept = False
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
@@ -254,7 +252,7 @@ class AffineFit(_TokenFit):
 
     intercept = True
 
-    def nearest(self, removed: TransformerParts) -> None:
+    def nearest(self, removed: TransformerParts) -> float | None:
         """No weights are borrowed."""
 
     def distances(self, removed: TransformerParts) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ Shapes:
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +46,8 @@ class LeastSquares:
     def __init__(self) -> None:
         self._total = _Moments()
         self._batches = 0
-        self._mean: Tensor | float = 0.0
-        self._covariance: Tensor | float = 0.0
+        self._mean: Any = 0.0  # then tensors
+        self._covariance: Any = 0.0
 
     def add(self, pieces: Iterable[Tensor]) -> None:
         """One batch, as pieces of shape (G, k + 1, n): the regressors of each row, then its target."""
@@ -90,8 +91,8 @@ class _Moments:
 
     def __init__(self) -> None:
         self.number = 0
-        self.mean: Tensor | float = 0.0
-        self.products: Tensor | float = 0.0
+        self.mean: Any = 0.0  # then tensors
+        self.products: Any = 0.0
 
     def add(self, rows: Tensor) -> None:
         other = _Moments()

@@ -121,7 +121,10 @@ def read(block: nn.Module) -> Parts:
     parts = reader(block)
     if not isinstance(parts, Parts):
         raise ValueError(f'the reader of {full_name(type(block))} gives {parts!r}: ResidualParts or TransformerParts')
-    (_check_convolutions if isinstance(parts, ResidualParts) else _check_linears)(block, parts)
+    if isinstance(parts, ResidualParts):
+        _check_convolutions(block, parts)
+    else:
+        _check_linears(block, parts)
     return parts
 
 

@@ -63,7 +63,7 @@ class _TransformerLayer(MixingLayer):
 
     def __init__(self, removed: nn.Module, **kwargs: Any) -> None:
         super().__init__(removed, **kwargs)
-        parts = read(removed)
+        parts: Any = read(removed)
         self.activation = _out_of_place(parts.activation)
         self._make_coefficients(parts.proj.weight, self._number(parts))
         self.reset_parameters()

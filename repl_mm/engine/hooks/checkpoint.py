@@ -85,6 +85,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     """
 
     SIGNALS: ClassVar = (signal.SIGTERM, signal.SIGUSR1)
+    best_ckpt_path: str | None  # the host's, where it keeps a best checkpoint
+    best_ckpt_path_dict: dict[str, str | None]
 
     def __init__(self, **kwargs: Any) -> None:
         for name in ('interval', 'max_keep_ckpts'):
