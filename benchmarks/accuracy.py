@@ -182,6 +182,29 @@ def decisive_table(by: By, costs: Mapping[str, Cost]) -> Table:
     return Table(head, 'lrrrrrrlrr', rows)
 
 
+def in_words(by: By, costs: Mapping[str, Cost]) -> str:
+    """What the table of :func:`decisive_table` says, a line for each row."""
+    lines = []
+    for repl, dropped in OPPONENTS[PARETO].items():
+        gain = differences(by.get(repl, {}), by.get(dropped, {}))
+        if len(gain) < 2:
+            continue
+        low, high = confidence(gain)
+        more = f'{abs(mean(gain)):.2f} points {"more" if mean(gain) > 0 else "less"}'
+        interval = f'the interval, {low:+.2f} to {high:+.2f}'
+        decided = {
+            'open': f'{interval}, holds zero, so a site is not shown to be worth more than nothing in its place',
+            'RepL scores more': f'{interval}, is above zero: the sites are worth something',
+            'RepL scores less': f'{interval}, is below zero: **RepL loses**',
+        }[verdict(gain)]
+        extra = 100 * (costs[repl].step_ms / costs[dropped].step_ms - 1)
+        lines.append(
+            f'- {repl} scores {more} than the network without those blocks over {len(gain)} seeds, for {extra:.0f} % '
+            f'more time; {decided}.'
+        )
+    return '\n'.join(lines)
+
+
 def over_e2e(costs: Mapping[str, Cost], row: str) -> tuple[str, str]:
     """Predicted time and memory over those of E2E."""
     mine, e2e = costs[row], costs[f'{row.partition(":")[0]}: E2E']
@@ -242,7 +265,8 @@ holds zero. Costs are over E2E's, at the published batch.
 def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str:
     """The page, from the CSVs and the studies' published figures."""
     by_row = {cost.row: cost for cost in costs}
-    text = INTRODUCTION + decisive_table(scores_of(scores, PARETO), by_row).markdown()
+    pareto = scores_of(scores, PARETO)
+    text = f'{INTRODUCTION}{decisive_table(pareto, by_row).markdown()}\n{in_words(pareto, by_row)}\n'
     text += f'\n![Score over predicted time and memory, of each way to save]({picture})\n\n'
     helps = helps_table(scores_of(scores, HELPS))
     if helps.rows:
