@@ -10,8 +10,8 @@ TASK ?= classification
 setup: $(READY)
 
 $(READY): requirements.txt constraints.txt pyproject.toml setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo 'error: Python 3.11 is needed: call make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo 'error: Python 3.11, 3.12 or 3.13 is needed: call make PYTHON=/path/to/python3.11' >&2; exit 2; }
 	@echo 'Setting up $(VENV): 2 to 3 minutes, once.'
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --no-input --disable-pip-version-check --progress-bar off -r requirements.txt -c constraints.txt
