@@ -93,7 +93,7 @@ def _first_scan(jpeg: bytes) -> int:
         if jpeg.startswith(JPEG_SCAN, at):
             return at
         is_marker = jpeg[at + 1] not in (0x00, 0xFF)
-        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4]) if is_marker else 1
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], 'big') if is_marker else 1
     return len(jpeg)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repl_mm.layers.cost import Cost
 from repl_mm.layers.fit import Fit
-from repl_mm.layers.parts import Parts, find_reader, read
+from repl_mm.layers.parts import READERS, Parts, owner_of_forward, read
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class ComputingLayer(nn.Module):
         reason = self.refusal(*map(read, (removed, prev, next)), **self.options)
         if reason is not None:
             raise ValueError(f'{type(removed).__name__} cannot be replaced: {reason}')
+        # Found once: the compiler of torch 2.6 cannot follow how.
+        self._kinds = owner_of_forward(prev), owner_of_forward(next)
 
     @property
     def prev(self) -> nn.Module:
@@ -104,9 +106,8 @@ class ComputingLayer(nn.Module):
     @property
     def parts(self) -> tuple[Any, Any]:
         """What the neighbours lend now."""
-        # They were checked when the layer was made.
-        prev, next = self.neighbours
-        return find_reader(prev)(prev), find_reader(next)(next)
+        (prev, next), (kind_of_prev, kind_of_next) = self.neighbours, self._kinds
+        return READERS[kind_of_prev](prev), READERS[kind_of_next](next)
 
     @property
     def norms(self) -> list[nn.Module]:
