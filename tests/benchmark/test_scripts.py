@@ -221,3 +221,13 @@ def test_the_page_of_the_scores_is_what_its_script_writes():
     costs = {cost.row: cost for cost in costs}
     assert costs['ResNet-32: RepL, K = 4'].step_ms == pytest.approx(rivals['RepL, interval'].step_ms)
     assert costs['ResNet-32: dropped, K = 4'].memory_mib == pytest.approx(rivals['shallower: ResNet-26'].memory_mib)
+
+
+def test_what_a_warm_start_loses_is_that_of_the_words():
+    with (ROOT / 'docs/results/warm_start_fashion-mnist_cpu_2026-11-28.csv').open() as file:
+        interval, budget = ([float(loss) for loss in row['lost, by seed'].split(',')] for row in csv.DictReader(file))
+    words = (ROOT / 'docs/fine_tuning.md').read_text()
+    ranges = (min(interval), max(interval), min(budget), max(budget))
+    assert '{:.1f} to {:.1f} points with `interval` and {:.1f} to {:.1f} with `budget`'.format(*ranges) in words
+    mean = np.mean(interval), np.mean(budget)
+    assert '{:.1f} or {:.1f} on Fashion-MNIST'.format(*mean) in (ROOT / 'docs/when.md').read_text()
