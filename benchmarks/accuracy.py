@@ -153,7 +153,7 @@ def format_difference(values: Sequence[float]) -> str:
     if not values:
         return '–'
     interval = confidence(values)
-    return f'{mean(values):+.2f}' + (f' ({interval[0]:+.2f} to {interval[1]:+.2f})' if interval else '')
+    return f'{round(mean(values), 2) + 0.0:+.2f}' + (f' ({interval[0]:+.2f} to {interval[1]:+.2f})' if interval else '')
 
 
 def verdict(values: Sequence[float]) -> str:
@@ -174,12 +174,13 @@ def decisive_table(by: By, costs: Mapping[str, Cost]) -> Table:
         gain = differences(by[repl], by[dropped])
         rows.append([
             repl, str(len(gain)), *(format_mean(by[name].values()) for name in (e2e, dropped, repl)),
-            format_difference(differences(by[repl], by[e2e])), format_difference(gain), verdict(gain),
+            format_difference(differences(by[dropped], by[e2e])), format_difference(differences(by[repl], by[e2e])),
+            format_difference(gain), verdict(gain),
             *(', '.join(over_e2e(costs, name)) for name in (dropped, repl)),
         ])  # fmt: skip
-    head = ['', 'seeds', 'E2E', 'dropped', 'RepL', 'RepL - E2E', 'RepL - dropped', 'RepL against dropped',
+    head = ['', 'seeds', 'E2E', 'dropped', 'RepL', 'dropped - E2E', 'RepL - E2E', 'RepL - dropped', 'RepL against dropped',
             'time, memory of dropped', 'of RepL']  # fmt: skip
-    return Table(head, 'lrrrrrrlrr', rows)
+    return Table(head, 'lrrrrrrrlrr', rows)
 
 
 def in_words(by: By, costs: Mapping[str, Cost]) -> str:
@@ -257,7 +258,8 @@ for 12 epochs, scored on its 10,000 test images. What the papers' recipes score 
 ## Is a site worth more than nothing in its place?
 
 The opponent is the network without the replaced blocks (`form='drop'`), which costs less. "Open" is where the interval
-holds zero. Costs are over E2E's, at the published batch.
+holds zero. Where dropping the blocks loses nothing against E2E either, the data ask for no more depth, and cannot tell
+what a site is worth. Costs are over E2E's, at the published batch.
 
 """
 

@@ -29,7 +29,7 @@ def plot(scores: Mapping[str, Mapping[int, float]], costs: Sequence[Any]) -> Fig
             names = [row.partition(': ')[2] for row in mine]
             _plot_panel(axes, names, ratios, [list(scores[row].values()) for row in mine])
             axes.set_xlabel(f'{"time" if cost == "step_ms" else "memory"} of a step over E2E, predicted', fontsize=13)
-        panels[0].set_ylabel('top-1 accuracy (%)', fontsize=13)
+        panels[0].set_ylabel('top-1 accuracy (%), with standard error', fontsize=13)
         panels[0].set_title(network, loc='left', weight='bold', fontsize=15)
     return figure
 

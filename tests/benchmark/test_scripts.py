@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from scipy import stats
@@ -217,10 +218,16 @@ def test_the_page_of_the_scores_is_what_its_script_writes():
     figure.draw_without_rendering()
     for axes in figure.axes:
         names = [text.get_text() for text in axes.texts]
-        boxes = [text.get_window_extent() for text in axes.texts]
+        boxes = [Text.get_window_extent(text) for text in axes.texts]  # an annotation's own holds its line too
         assert len(set(names)) == len(names) > 1
         assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     assert sum(len(axes.texts) for axes in figure.axes) == 2 * len(by)
+    names = ['ResNet-32: E2E', 'ResNet-32: RepL, K = 4', 'ResNet-32: dropped, K = 4']
+    e2e, repl, dropped = (np.array([by[name][seed] for seed in range(8)]) for name in names)
+    low, high = stats.ttest_rel(repl, dropped).confidence_interval(0.95)
+    words = f'E2E {e2e.mean():.2f}, RepL {repl.mean():.2f}, the same blocks dropped {dropped.mean():.2f}; '
+    words += f'RepL over dropped {(repl - dropped).mean():+.2f} ({low:+.2f} to {high:+.2f})'
+    assert words in (ROOT / 'docs/when.md').read_text()
     rivals = {row.way: row for row in load('rivals').read(results / 'rivals.csv') if row.network == 'R32, CIFAR-10'}
     costs = {cost.row: cost for cost in costs}
     assert costs['ResNet-32: RepL, K = 4'].step_ms == pytest.approx(rivals['RepL, interval'].step_ms)
