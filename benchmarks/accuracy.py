@@ -178,8 +178,8 @@ def decisive_table(by: By, costs: Mapping[str, Cost]) -> Table:
             format_difference(gain), verdict(gain),
             *(', '.join(over_e2e(costs, name)) for name in (dropped, repl)),
         ])  # fmt: skip
-    head = ['', 'seeds', 'E2E', 'dropped', 'RepL', 'dropped - E2E', 'RepL - E2E', 'RepL - dropped', 'RepL against dropped',
-            'time, memory of dropped', 'of RepL']  # fmt: skip
+    head = ['', 'seeds', 'E2E', 'dropped', 'RepL', 'dropped - E2E', 'RepL - E2E', 'RepL - dropped']
+    head += ['RepL against dropped', 'time, memory of dropped', 'of RepL']
     return Table(head, 'lrrrrrrrlrr', rows)
 
 
