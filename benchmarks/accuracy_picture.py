@@ -53,7 +53,8 @@ def _plot_panel(axes: Axes, names: Sequence[str], ratios: Sequence[float], score
         y = bottom + (top - bottom) * place / (len(order) + 1)
         axes.annotate(
             names[at], (ratios[at], means[at]), (right, y), fontsize=13, va='center',
-            arrowprops=dict(arrowstyle='-', color='#bbb', linewidth=0.9, shrinkB=6), zorder=0,
+            zorder=0,
+            arrowprops=dict(arrowstyle='-', color='#bbb', linewidth=0.9, shrinkB=6, relpos=(0, 0.5)),
         )  # fmt: skip
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
