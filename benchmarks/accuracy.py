@@ -20,14 +20,13 @@ from mmengine.logging import MMLogger
 from rich.progress import track
 
 from repl_mm.analysis.compare import METRICS
-from repl_mm.analysis.runs import load_runs
 from repl_mm.analysis.studies import Study, load_study
-from repl_mm.analysis.study_report import confidence
+from repl_mm.analysis.study_report import confidence, last_score
 from repl_mm.analysis.tables import Table, as_csv
 from repl_mm.benchmark.devices import find_device
 from repl_mm.benchmark.predict import predict_step
 from repl_mm.benchmark.timing import format_ratio
-from repl_mm.cli.study import Job
+from repl_mm.cli.study import Job, read_run
 from repl_mm.engine.files import write_atomic
 
 STUDIES = Path(__file__).parents[1] / 'configs/studies'
@@ -78,14 +77,14 @@ By = Mapping[str, Mapping[int, float]]  # scores by row and seed
 
 
 def small_studies() -> dict[str, Study]:
-    """The studies that have a small profile, by their names."""
-    found = {}
-    for path in sorted(STUDIES.glob('*.py')):
-        try:
-            found[path.stem] = load_study(path, 'small')
-        except ValueError:  # large machines alone
-            continue
-    return found
+    """The studies that have a small profile, by their names: those of a paper in the order of its tables."""
+
+    def order(path: Path) -> tuple[str, int]:
+        words, _, number = path.stem.rpartition('_')
+        return (words, int(number)) if number.isdecimal() else (path.stem, 0)
+
+    paths = [path for path in STUDIES.glob('*.py') if 'small=' in path.read_text()]
+    return {path.stem: load_study(path, 'small') for path in sorted(paths, key=order)}
 
 
 def collect(work_dir: Path, known: Sequence[Score]) -> list[Score]:
@@ -95,22 +94,16 @@ def collect(work_dir: Path, known: Sequence[Score]) -> list[Score]:
         for row in study.rows:
             recipe = (name, row.name, row.key)
             old = {score.seed: score for score in known if (score.study, score.row, score.run) == recipe}
-            folders = (work_dir / 'runs' / row.key).glob('seed-*/')
+            folders = [path for path in (work_dir / 'runs' / row.key).glob('seed-*') if path.is_dir()]
             jobs = [Job(row, int(folder.name.removeprefix('seed-')), folder) for folder in folders]
             new = {
-                job.seed: Score(name, row.name, row.key, job.seed, last_score(job.folder, study.metric))
+                job.seed: Score(name, row.name, row.key, job.seed, last_score(read_run(job), study.metric))
                 for job in jobs
                 if job.finished and not job.diverged
             }
             both = old | new
             found |= {(name, row.name, seed): both[seed] for seed in sorted(both)}
     return list(found.values())
-
-
-def last_score(folder: Path, metric: str) -> float:
-    """Of the last validation; COCO's in per cent."""
-    (run,) = load_runs([folder])
-    return run.metrics[metric][-1][1] * (100 if metric.startswith('coco/') else 1)
 
 
 def predict() -> Iterable[Cost]:
@@ -251,7 +244,7 @@ INTRODUCTION = f"""# What it scores
 
 Written by `benchmarks/accuracy.py` from the [scores](results/accuracy.csv) of runs of `tools/study.py STUDY --profile
 small` and the [costs](results/accuracy_costs.csv) predicted for an A100. Mean over seeds and standard deviation; a
-difference is paired, the same start and the same batches, with its 95 % interval by Student's t. Tables of fewer than
+difference is paired, the same start and the same batches, with its 95 % interval by Student's t. Rows of fewer than
 {CONFIRMED} seeds are exploratory. **The networks are small and see 120,000 images**: 10,000 of Fashion-MNIST's 60,000
 for 12 epochs, scored on its 10,000 test images. What the papers' recipes score is not known here.
 
@@ -271,7 +264,7 @@ def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str
     text = f'{INTRODUCTION}{decisive_table(pareto, by_row).markdown()}\n{in_words(pareto, by_row)}\n'
     text += f'\n![Score over predicted time and memory, of each way to save]({picture})\n\n'
     helps = helps_table(scores_of(scores, HELPS))
-    if helps.rows:
+    if len(helps.rows) > 1:  # more than RepL as it is
         text += f'## What helps, one factor at a time\n\nExploratory, ResNet-32.\n\n{helps.markdown()}\n'
     text += '## Table by table\n\n'
     for name, study in small_studies().items():

@@ -6,6 +6,10 @@ seeds = 3
 smaller = (
     'Fashion-MNIST in the place of CIFAR-10, 10,000 of its 60,000 training images, 12 of 250 epochs at a batch of 64'
 )
+e2e = dict(
+    config='../small_images/resnet32_1xb1024-250e_cifar10.py',
+    small='../small_images/resnet32_1xb64-12e_fashion-mnist-10k.py',
+)
 resnet = dict(
     config='../small_images/resnet32-repl_1xb1024-250e_cifar10.py',
     small='../small_images/resnet32-repl_1xb64-12e_fashion-mnist-10k.py',
@@ -20,11 +24,7 @@ dropped = {'model.backbone.repl': dict(_delete_=True, policy='interval', every=4
 dropped_2 = {'model.backbone.repl': dict(_delete_=True, policy='interval', every=2, form='drop')}
 lean = dict(_delete_=True, policy='budget', every=2, recompute=True, grad_fraction=0.25)
 rows = [
-    dict(
-        name='ResNet-32: E2E',
-        config='../small_images/resnet32_1xb1024-250e_cifar10.py',
-        small='../small_images/resnet32_1xb64-12e_fashion-mnist-10k.py',
-    ),
+    dict(name='ResNet-32: E2E', **e2e),
     dict(name='ResNet-32: RepL, K = 4', **resnet),
     dict(name='ResNet-32: dropped, K = 4', options=dropped, **resnet, note='a ResNet-26'),
     dict(name='ResNet-32: RepL, K = 2', options={'model.backbone.repl.every': 2}, **resnet),
@@ -32,10 +32,9 @@ rows = [
     dict(name='ResNet-32: RepL, half, lean', options={'model.backbone.repl': lean}, **resnet),
     dict(
         name='ResNet-32: stochastic depth',
-        config='../small_images/resnet32_1xb1024-250e_cifar10.py',
-        small='../small_images/resnet32_1xb64-12e_fashion-mnist-10k.py',
         options={'model.backbone.stochastic_depth': 0.2},
         versus='ResNet-32: E2E',
+        **e2e,
     ),
     dict(name='ResNet-32: RepL and stochastic depth', options={'model.backbone.stochastic_depth': 0.2}, **resnet),
     dict(
@@ -54,4 +53,4 @@ rows = [
         versus='ViT-T/8: E2E',
     ),
 ]
-del resnet, vit, dropped, dropped_2, lean  # a study holds what it says, nothing else
+del e2e, resnet, vit, dropped, dropped_2, lean  # a study holds what it says, nothing else

@@ -80,7 +80,7 @@ def find(study: Study, runs: Mapping[str, Mapping[int, Run]], diverged: Mapping[
         ValueError: A run was not validated with the study's metric.
     """
     scores = {
-        row.name: {seed: _score(run, study.metric) for seed, run in runs.get(row.name, {}).items()}
+        row.name: {seed: last_score(run, study.metric) for seed, run in runs.get(row.name, {}).items()}
         for row in study.rows
     }
     published = {row.name: row.published.get('score') for row in study.rows}
@@ -132,11 +132,15 @@ def confidence(differences: Sequence[float]) -> tuple[float, float] | None:
     return float(middle - half), float(middle + half)
 
 
-def _score(run: Run, metric: str) -> float:
+def last_score(run: Run, metric: str) -> float:
+    """Of the last validation, as people print it: shares of one, such as COCO's, in per cent.
+
+    Raises:
+        ValueError: It was not validated with that metric.
+    """
     if metric not in run.metrics:
         raise ValueError(f'the run {run.name} was not validated with {metric}, but with {", ".join(run.metrics)}: '
                          "set the study's metric to one of those")  # fmt: skip
-    # As people print it: shares of one, such as COCO's, in per cent.
     return run.metrics[metric][-1][1] * (100 if metric.startswith('coco/') else 1)
 
 

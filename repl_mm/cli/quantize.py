@@ -103,7 +103,7 @@ def score_precisions(folder: Path, *, number: int, work_dir: Path) -> dict[str, 
         scores = runner.test().items()
         results[precision] = {key: float(value) for key, value in scores if key in METRICS and value != -1}
     with torch.no_grad():
-        calls = {precision: partial(RawOutputs(model).forward, batches[0]) for precision, model in models.items()}
+        calls = {precision: partial(RawOutputs(model), batches[0]) for precision, model in models.items()}  # type: ignore[misc]
         times = time_interleaved(calls, seconds=10)
     for precision, seconds in times.items():
         results[precision]['images/s'] = len(batches[0]) / sorted(seconds)[len(seconds) // 2]

@@ -51,6 +51,7 @@ def _called(function: Callable[..., Any], module: str, name: str) -> Callable[..
     return called
 
 
+# The latter before NumPy 2.
 _multiarray = getattr(np._core, 'multiarray', None) or np.core.multiarray  # type: ignore[attr-defined]
 # What mmengine's checkpoints hold besides tensors. Its own list, where it has one, lets getattr through, by which a
 # file could reach any function.

@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from scipy import stats
 
+from repl_mm.analysis.studies import load_study
 from repl_mm.benchmark.variants import build_variants
 from repl_mm.layers import Drop
 
@@ -174,7 +175,8 @@ def test_scores_are_collected_from_finished_runs_and_added_to_those_of_the_same_
     script = load('accuracy')
     rows = [SimpleNamespace(name=name, key=f'{name}-new') for name in ('E2E', 'RepL')]
     monkeypatch.setattr(script, 'small_studies', lambda: {'table': SimpleNamespace(rows=rows, metric='mIoU')})
-    monkeypatch.setattr(script, 'last_score', lambda folder, metric: 10 + int(folder.name[-1]))
+    monkeypatch.setattr(script, 'read_run', lambda job: job.seed)
+    monkeypatch.setattr(script, 'last_score', lambda run, metric: 10 + run)
     monkeypatch.setattr('repl_mm.analysis.records.read_cost', lambda path: json.loads(path.read_text()))
     for seed, complete in ((0, True), (1, False), (2, True)):
         folder = tmp_path / f'runs/E2E-new/seed-{seed}'
@@ -192,6 +194,17 @@ def test_scores_are_collected_from_finished_runs_and_added_to_those_of_the_same_
     assert [(score.row, score.seed, score.score) for score in found] == [('E2E', 0, 10), ('E2E', 7, 2)]
     (tmp_path / 'scores.csv').write_text(script.as_csv(found))
     assert script.read(tmp_path / 'scores.csv', script.Score) == found
+
+
+def test_what_is_compared_stands_in_its_study():
+    script = load('accuracy')
+    for name, opponents in script.OPPONENTS.items():
+        rows = {row.name: row for row in load_study(script.STUDIES / f'{name}.py', 'small').rows}
+        for repl, dropped in opponents.items():
+            assert rows[dropped].config.model.backbone.repl.form == 'drop'
+            assert rows[repl].config.train_cfg == rows[dropped].config.train_cfg
+            assert rows[repl].config.model.backbone.repl.every == rows[dropped].config.model.backbone.repl.every
+            assert rows[repl].start == rows[dropped].start  # so that seeds are paired
 
 
 def test_a_verdict_is_what_the_paired_test_decides():
@@ -236,9 +249,12 @@ def test_the_page_of_the_scores_is_what_its_script_writes():
 
 def test_what_a_warm_start_loses_is_that_of_the_words():
     with (ROOT / 'docs/results/warm_start_fashion-mnist_cpu_2026-11-28.csv').open() as file:
-        interval, budget = ([float(loss) for loss in row['lost, by seed'].split(',')] for row in csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    interval, budget = ([float(loss) for loss in row['lost, by seed'].split(',')] for row in rows)
     words = (ROOT / 'docs/fine_tuning.md').read_text()
     ranges = (min(interval), max(interval), min(budget), max(budget))
     assert '{:.1f} to {:.1f} points with `interval` and {:.1f} to {:.1f} with `budget`'.format(*ranges) in words
+    explained = 1 - min(float(row['unexplained, by site'].split(' to ')[0]) for row in rows)
+    assert f'no coefficients explain more than {100 * explained:.0f} % of what' in words
     mean = np.mean(interval), np.mean(budget)
     assert '{:.1f} or {:.1f} on Fashion-MNIST'.format(*mean) in (ROOT / 'docs/when.md').read_text()
