@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.progress import track
 
@@ -222,7 +223,7 @@ def study_table(study: Study, by: By) -> Table | None:
     rows = []
     for row in study.rows:
         if not (own := by.get(row.name)):
-            rows.append([row.name, '0', 'not run', '', format_published(published, row.name, row.versus)])
+            rows.append([row.name, '0', absence(row.config), '', format_published(published, row.name, row.versus)])
             continue
         gain = differences(own, by.get(row.versus or '', {}))
         rows.append([
@@ -232,6 +233,12 @@ def study_table(study: Study, by: By) -> Table | None:
     if not any(row.versus and by.get(row.name) for row in study.rows):
         return None
     return Table(['', 'seeds', METRICS[study.metric], 'difference to E2E', 'published difference'], 'lrrrr', rows)
+
+
+def absence(config: Config) -> str:
+    """Why nothing was run: with activation checkpointing a run ends with the weights that it has without."""
+    hooks = [hook['type'] for hook in config.get('custom_hooks') or ()]
+    return 'as without it, to the bit' if 'repl_mm.ActivationCheckpointingHook' in hooks else 'not run'
 
 
 def format_published(published: Mapping[str, float | None], row: str, versus: str | None) -> str:

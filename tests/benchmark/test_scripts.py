@@ -207,6 +207,16 @@ def test_what_is_compared_stands_in_its_study():
             assert rows[repl].start == rows[dropped].start  # so that seeds are paired
 
 
+def test_rows_with_activation_checkpointing_need_no_run():
+    """That such a run ends as without it is in ``tests/engine/test_activation_checkpointing.py``."""
+    script = load('accuracy')
+    absences = {row.name: script.absence(row.config) for row in script.small_studies()['2026_table_9'].rows}
+    assert [name for name, absence in absences.items() if absence != 'not run'] == [
+        'ResNet-32, CIFAR-10: checkpointing',
+        'ResNet-32, CIFAR-10: RepL and checkpointing',
+    ]
+
+
 def test_a_verdict_is_what_the_paired_test_decides():
     script, random = load('accuracy'), np.random.default_rng(0)
     found = set()
