@@ -115,7 +115,9 @@ def rows_of(name: str, scores: Sequence[Mapping[tuple[str, str], float]]) -> lis
             differences = [warm - cold for warm, cold in zip(by['warm start'], by[other], strict=True)]
             low, high = confidence(differences)
             cells.append(f'{mean(differences):+.2f} ({low:+.2f} to {high:+.2f})')
-        rows.append([f'{name}, {policy}', f'{DEMOS[name].length} {DEMOS[name].unit}', str(len(scores)), *cells])
+        demo = DEMOS[name]
+        length = f'{demo.length} {demo.unit if demo.length > 1 else demo.unit.removesuffix("s")}'
+        rows.append([f'{name}, {policy}', length, str(len(scores)), *cells])
     return rows
 
 

@@ -149,18 +149,19 @@ def test_the_table_of_fine_tuning_has_the_mean_and_the_paired_interval_of_its_se
 
 
 def test_the_page_of_fine_tuning_is_what_its_script_writes():
-    path = ROOT / 'docs/results/fine_tuning_digits_cpu_2026-11-27.csv'
+    path = ROOT / 'docs/results/fine_tuning_digits_cpu_2026-11-28.csv'
     with path.open() as file:
         header, *rows = csv.reader(file)
-    assert load('fine_tuning').as_page(header, rows) == path.with_suffix('.md').read_text()
-    words = (ROOT / 'docs/fine_tuning.md').read_text()
-    higher = {row[0]: float(row[-1].split()[0]) for row in rows}
-    assert f'{higher["ResNet-32, interval"]:.1f} (`interval`) and {higher["ResNet-32, budget"]:.1f} points' in words
-    vit = higher['ViT-Tiny/8, interval'], -higher['ViT-Tiny/8, budget']
-    assert 'ViT-Tiny/8 {:.1f} higher and {:.1f} lower, and all four intervals hold zero'.format(*vit) in words
+    script, words = load('fine_tuning'), (ROOT / 'docs/fine_tuning.md').read_text()
+    assert script.as_page(header, rows) == path.with_suffix('.md').read_text()
+    over_cold, over_loaded = ({row[0]: float(row[at].split()[0]) for row in rows} for at in (-2, -1))
+    for name in script.DEMOS:
+        assert '{} {:+.2f} and {:+.2f}'.format(name, *(over_loaded[f'{name}, {p}'] for p in script.POLICIES)) in words
     intervals = [row[-1].split('(')[1].rstrip(')').split(' to ') for row in rows]
-    assert len(intervals) == 4
+    assert len(intervals) == 8
+    assert 'all eight intervals hold zero' in words
     assert all(float(low) < 0 < float(high) for low, high in intervals)
+    assert f'{min(over_cold.values()):.0f} to {max(over_cold.values()):.0f} points behind' in words
 
 
 def test_the_page_of_predicted_and_measured_ratios_is_what_its_script_writes():
@@ -210,7 +211,8 @@ def test_what_is_compared_stands_in_its_study():
 def test_rows_with_activation_checkpointing_need_no_run():
     """That such a run ends as without it is in ``tests/engine/test_activation_checkpointing.py``."""
     script = load('accuracy')
-    absences = {row.name: script.absence(row.config) for row in script.small_studies()['2026_table_9'].rows}
+    study = load_study(script.STUDIES / '2026_table_9.py', 'small')
+    absences = {row.name: script.absence(row.config) for row in study.rows}
     assert [name for name, absence in absences.items() if absence != 'not run'] == [
         'ResNet-32, CIFAR-10: checkpointing',
         'ResNet-32, CIFAR-10: RepL and checkpointing',
@@ -258,13 +260,25 @@ def test_the_page_of_the_scores_is_what_its_script_writes():
 
 
 def test_what_a_warm_start_loses_is_that_of_the_words():
-    with (ROOT / 'docs/results/warm_start_fashion-mnist_cpu_2026-11-28.csv').open() as file:
-        rows = list(csv.DictReader(file))
-    interval, budget = ([float(loss) for loss in row['lost, by seed'].split(',')] for row in rows)
-    words = (ROOT / 'docs/fine_tuning.md').read_text()
-    ranges = (min(interval), max(interval), min(budget), max(budget))
+    words, summary = (ROOT / 'docs/fine_tuning.md').read_text(), (ROOT / 'docs/when.md').read_text()
+
+    def read(name: str) -> tuple[list[np.ndarray], float]:
+        """What each seed loses, row by row, and the most that coefficients explain at a site, in per cent."""
+        with (ROOT / f'docs/results/warm_start_{name}.csv').open() as file:
+            rows = list(csv.DictReader(file))
+        lost = [np.array(row['lost, by seed'].split(','), dtype=float) for row in rows]
+        return lost, 100 * (1 - min(float(row['unexplained, by site'].split(' to ')[0]) for row in rows))
+
+    (interval, budget), explained = read('fashion-mnist_cpu_2026-11-28')
+    ranges = (interval.min(), interval.max(), budget.min(), budget.max())
     assert '{:.1f} to {:.1f} points with `interval` and {:.1f} to {:.1f} with `budget`'.format(*ranges) in words
-    explained = 1 - min(float(row['unexplained, by site'].split(' to ')[0]) for row in rows)
-    assert f'no coefficients explain more than {100 * explained:.0f} % of what' in words
-    mean = np.mean(interval), np.mean(budget)
-    assert '{:.1f} or {:.1f} on Fashion-MNIST'.format(*mean) in (ROOT / 'docs/when.md').read_text()
+    assert f'no coefficients explain more than {explained:.0f} % of what' in words
+    assert f'{interval.mean():.1f} or {budget.mean():.1f} on Fashion-MNIST' in summary
+    lost, explained = read('digit-scenes_cpu_2026-11-28')
+    ranges = [f(loss) for loss in lost for f in (np.min, np.max)]
+    detector = '{:.1f} to {:.1f} points of AP with `interval` and {:.1f} to {:.1f} with `budget`'
+    segmenter = '{:.1f} to {:.1f} and {:.1f} to {:.1f} points of mIoU'
+    assert f'{detector}, DeepLabV3+ {segmenter}'.format(*ranges) in words
+    assert f'no coefficients explain more than {explained:.0f} % of what a block' in words
+    means = 'RetinaNet-R34 {:.1f} or {:.1f} points of AP, DeepLabV3+-R34 {:.1f} or {:.1f} of mIoU'
+    assert means.format(*(loss.mean() for loss in lost)) in summary
