@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +61,11 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], *, at_once: int) -> None:
-    """Train what is not finished yet; what an earlier call has begun goes on."""
+    """Train what is not finished yet; what an earlier call has begun goes on.
+
+    Raises:
+        ValueError: That of the first run that fails; what runs beside it ends before.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     todo = [job for job in jobs if not job.finished]
@@ -76,10 +80,12 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int) -> None:
 
         futures = [pool.submit(run, job) for job in todo]
         try:
-            for future in futures:
+            for future in as_completed(futures):
                 future.result()
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, ValueError) and at_once > 1:  # what runs beside it may take hours
+                progress.console.print(f'No further run begins: {error}', markup=False, highlight=False)
             raise
 
 

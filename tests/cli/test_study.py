@@ -7,6 +7,7 @@ import json
 import time
 from concurrent.futures import Executor, Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,6 +148,25 @@ def test_data_that_are_missing_end_it(folder, called):
     assert done.code == 2
     assert done.err.startswith('error: E2E, seed 0, ended with code 2: cannot load the train data')
     assert 'get CIFAR-10 from https://www.cs.toronto.edu/~kriz/cifar.html' in done.err
+
+
+def test_after_an_error_no_further_run_begins_and_it_is_told_at_once(monkeypatch, capsys):
+    jobs = [SimpleNamespace(row=SimpleNamespace(name=name), seed=0, folder=Path(), finished=False) for name in 'abcd']
+    began, said = [], []
+
+    def train(job):
+        began.append(job.row.name)
+        if job.row.name == 'b':
+            raise ValueError('b, seed 0, has no data')
+        time.sleep(1)
+        if job.row.name == 'a':
+            said.append(capsys.readouterr().out)
+
+    monkeypatch.setattr(module, 'train', train)
+    with pytest.raises(ValueError, match='b, seed 0, has no data'):
+        module.run_jobs(jobs, at_once=2)
+    assert 'No further run begins: b, seed 0, has no data' in said[0]
+    assert {'a', 'b'} <= set(began) <= {'a', 'b', 'c'}
 
 
 def test_how_long_it_would_take(folder, called, monkeypatch):
