@@ -270,6 +270,7 @@ def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str
     pareto = scores_of(scores, PARETO)
     text = f'{INTRODUCTION}{decisive_table(pareto, by_row).markdown()}\n{in_words(pareto, by_row)}\n'
     text += f'\n![Score over predicted time and memory, of each way to save]({picture})\n\n'
+    text += f'Hollow points are of fewer than {CONFIRMED} seeds; bars are standard errors.\n\n'
     helps = helps_table(scores_of(scores, HELPS))
     if len(helps.rows) > 1:  # more than RepL as it is
         text += f'## What helps, one factor at a time\n\nExploratory, ResNet-32.\n\n{helps.markdown()}\n'
@@ -297,7 +298,7 @@ def main(what: str, *paths: str) -> None:
 
         scores, costs = read(Path(paths[0]), Score), read(Path(paths[1]), Cost)
         page, picture = Path(paths[2]), Path(paths[0]).with_suffix('.png')
-        write_atomic(picture, to_png(plot(scores_of(scores, PARETO), costs), dpi=110))
+        write_atomic(picture, to_png(plot(scores_of(scores, PARETO), costs, confirmed=CONFIRMED), dpi=110))
         write_atomic(page, as_page(scores, costs, f'results/{picture.name}').encode())
 
 

@@ -12,12 +12,13 @@ COLOURS = {'E2E': '#33608f', 'RepL': '#c2571a', 'dropped': '#5b6770'}
 OTHER = '#4f8a4c'
 
 
-def plot(scores: Mapping[str, Mapping[int, float]], costs: Sequence[Any]) -> Figure:
+def plot(scores: Mapping[str, Mapping[int, float]], costs: Sequence[Any], *, confirmed: int) -> Figure:
     """A row of panels for each network, time and memory beside each other.
 
     Args:
         scores: By row, such as ``'ResNet-32: E2E'``, and seed.
         costs: With ``row``, ``step_ms`` and ``memory_mib``.
+        confirmed: Seeds of a row below which its point is hollow.
     """
     by = {cost.row: cost for cost in costs if scores.get(cost.row)}
     networks = list(dict.fromkeys(row.partition(':')[0] for row in by))
@@ -27,20 +28,23 @@ def plot(scores: Mapping[str, Mapping[int, float]], costs: Sequence[Any]) -> Fig
         for axes, cost in zip(panels, ('step_ms', 'memory_mib'), strict=True):
             ratios = [getattr(by[row], cost) / getattr(by[f'{network}: E2E'], cost) for row in mine]
             names = [row.partition(': ')[2] for row in mine]
-            _plot_panel(axes, names, ratios, [list(scores[row].values()) for row in mine])
+            _plot_panel(axes, names, ratios, [list(scores[row].values()) for row in mine], confirmed)
             axes.set_xlabel(f'{"time" if cost == "step_ms" else "memory"} of a step over E2E, predicted', fontsize=13)
         panels[0].set_ylabel('top-1 accuracy (%), with standard error', fontsize=13)
         panels[0].set_title(network, loc='left', weight='bold', fontsize=15)
     return figure
 
 
-def _plot_panel(axes: Axes, names: Sequence[str], ratios: Sequence[float], scores: Sequence[Sequence[float]]) -> None:
+def _plot_panel(
+    axes: Axes, names: Sequence[str], ratios: Sequence[float], scores: Sequence[Sequence[float]], confirmed: int
+) -> None:
     """Points with the standard error of their means, and names in a column at the right, joined by thin lines."""
     means = [mean(values) for values in scores]
     errors = [stats.sem(values) if len(values) > 1 else 0 for values in scores]
-    for name, x, y, error in zip(names, ratios, means, errors, strict=True):
+    for name, x, y, error, values in zip(names, ratios, means, errors, scores, strict=True):
         colour = next((colour for start, colour in COLOURS.items() if name.startswith(start)), OTHER)
-        axes.errorbar(x, y, yerr=error, fmt='o', markersize=9, color=colour, elinewidth=1.5, capsize=3)
+        face = colour if len(values) >= confirmed else 'white'
+        axes.errorbar(x, y, yerr=error, fmt='o', markersize=9, color=colour, mfc=face, elinewidth=1.5, capsize=3)
     axes.margins(y=0.1)
     width = max(ratios) - min(ratios)
     right = max(ratios) + 0.08 * width

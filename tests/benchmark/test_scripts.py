@@ -239,7 +239,7 @@ def test_the_page_of_the_scores_is_what_its_script_writes():
     costs = script.read(results / 'accuracy_costs.csv', script.Cost)
     assert script.as_page(scores, costs, 'results/accuracy.png') == (ROOT / 'docs/accuracy.md').read_text()
     by = script.scores_of(scores, script.PARETO)
-    figure = load('accuracy_picture').plot(by, costs)
+    figure = load('accuracy_picture').plot(by, costs, confirmed=script.CONFIRMED)
     figure.draw_without_rendering()
     for axes in figure.axes:
         names = [text.get_text() for text in axes.texts]
