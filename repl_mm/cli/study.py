@@ -2,9 +2,10 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from repl_mm.cli.common import exit_on_user_error, launch
@@ -68,24 +69,30 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int) -> None:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    todo = [job for job in jobs if not job.finished]
+    todo, failed = [job for job in jobs if not job.finished], Event()
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress, ThreadPoolExecutor(at_once) as pool:
         task = progress.add_task('runs', total=len(jobs), completed=len(jobs) - len(todo))
 
         def run(job: Job) -> None:
+            if failed.is_set():
+                return
             progress.console.print(f'{job.row.name}, seed {job.seed}: {job.folder}', markup=False, highlight=False)
-            train(job)
+            try:
+                train(job)
+            except ValueError as error:
+                failed.set()
+                if at_once > 1:  # what runs beside it may take hours
+                    progress.console.print(f'No further run begins: {error}', markup=False, highlight=False)
+                raise
             progress.advance(task)
 
         futures = [pool.submit(run, job) for job in todo]
         try:
-            for future in as_completed(futures):
+            for future in futures:
                 future.result()
-        except BaseException as error:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, ValueError) and at_once > 1:  # what runs beside it may take hours
-                progress.console.print(f'No further run begins: {error}', markup=False, highlight=False)
             raise
 
 

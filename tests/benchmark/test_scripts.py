@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -144,6 +145,8 @@ def test_the_table_of_fine_tuning_has_the_mean_and_the_paired_interval_of_its_se
     row, _ = script.rows_of('ResNet-32', scores)
     assert row[3:6] == ['51.00 (1.00)', '91.00 (1.00)', '93.00 (2.00)']
     assert row[7] == '+2.00 (-0.48 to +4.48)'
+    assert row[1] == '2 epochs'
+    assert script.rows_of('RetinaNet-R34', scores)[0][1] == '1 epoch'
     page = script.as_page([str(at) for at in range(len(row))], [row])
     assert f'| {" | ".join(row)} |' in page
 
@@ -247,6 +250,10 @@ def test_the_page_of_the_scores_is_what_its_script_writes():
         assert len(set(names)) == len(names) > 1
         assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     assert sum(len(axes.texts) for axes in figure.axes) == 2 * len(by)
+    points = [line for axes in figure.axes for line in axes.lines if line.get_marker() == 'o']
+    hollow = sum(to_hex(point.get_markerfacecolor()) == '#ffffff' for point in points)
+    assert hollow == 2 * sum(len(seeds) < script.CONFIRMED for seeds in by.values())
+    assert 0 < hollow < len(points) == 2 * len(by)
     names = ['ResNet-32: E2E', 'ResNet-32: RepL, K = 4', 'ResNet-32: dropped, K = 4']
     e2e, repl, dropped = (np.array([by[name][seed] for seed in range(8)]) for name in names)
     low, high = stats.ttest_rel(repl, dropped).confidence_interval(0.95)
@@ -257,6 +264,15 @@ def test_the_page_of_the_scores_is_what_its_script_writes():
     costs = {cost.row: cost for cost in costs}
     assert costs['ResNet-32: RepL, K = 4'].step_ms == pytest.approx(rivals['RepL, interval'].step_ms)
     assert costs['ResNet-32: dropped, K = 4'].memory_mib == pytest.approx(rivals['shallower: ResNet-26'].memory_mib)
+
+
+@pytest.mark.parametrize('table', sorted((ROOT / 'docs/results').glob('warm_start_*.csv')), ids=lambda path: path.stem)
+def test_the_pages_of_warm_starts_hold_their_tables(table):
+    with table.open() as file:
+        header, *rows = csv.reader(file)
+    lines = [line for line in table.with_suffix('.md').read_text().splitlines() if line.startswith('| ')]
+    assert lines[0] == f'| {" | ".join(header)} |'
+    assert lines[2:] == [f'| {" | ".join(row)} |' for row in rows]
 
 
 def test_what_a_warm_start_loses_is_that_of_the_words():
