@@ -19,10 +19,11 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.progress import track
+from scipy import stats
 
 from repl_mm.analysis.compare import METRICS
-from repl_mm.analysis.studies import Study, load_study
-from repl_mm.analysis.study_report import confidence, last_score
+from repl_mm.analysis.studies import Row, Study, load_study
+from repl_mm.analysis.study_report import CONFIDENCE, confidence, last_score
 from repl_mm.analysis.tables import Table, as_csv
 from repl_mm.benchmark.devices import find_device
 from repl_mm.benchmark.predict import predict_step
@@ -131,9 +132,14 @@ def scores_of(scores: Sequence[Score], study: str) -> By:
     return found
 
 
+def gains(of: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """The differences by seed, of the seeds that both have."""
+    return {seed: of[seed] - other[seed] for seed in sorted(of) if seed in other}
+
+
 def differences(of: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
     """Over the seeds that both have."""
-    return [of[seed] - other[seed] for seed in sorted(of) if seed in other]
+    return list(gains(of, other).values())
 
 
 def format_mean(values: Iterable[float]) -> str:
@@ -200,6 +206,20 @@ def in_words(by: By, costs: Mapping[str, Cost]) -> str:
     return '\n'.join(lines)
 
 
+def reach(by: By, seeds: int = 3) -> str:
+    """How far an interval of few seeds goes, by how the differences deviate where there are many."""
+    name, dropped = next(iter(OPPONENTS[PARETO].items()))
+    values = differences(by[name], by[dropped])
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * stdev(values) / seeds**0.5
+    classifiers = [study for study in small_studies().values() if study.metric == 'accuracy/top1']
+    printed = [abs(gap) for study in classifiers for row in study.rows if (gap := published_gap(study, row))]
+    return (
+        f'What {seeds} seeds can tell: {name}, over the network without those blocks, deviates by {stdev(values):.2f} '
+        f'points from seed to seed, so an interval of {seeds} goes about {half:.1f} points to either side. Of the '
+        f'{len(printed)} published differences of classifiers below, {sum(gap < half for gap in printed)} are smaller.'
+    )
+
+
 def over_e2e(costs: Mapping[str, Cost], row: str) -> tuple[str, str]:
     """Predicted time and memory over those of E2E."""
     mine, e2e = costs[row], costs[f'{row.partition(":")[0]}: E2E']
@@ -207,28 +227,32 @@ def over_e2e(costs: Mapping[str, Cost], row: str) -> tuple[str, str]:
 
 
 def helps_table(by: By) -> Table:
-    """Each factor's difference to the network without the blocks."""
-    rows = [
-        [repl, str(len(gain)), format_mean(by[dropped].values()), format_mean(by[repl].values()),
-         format_difference(gain), verdict(gain)]
-        for repl, dropped in OPPONENTS[HELPS].items()
-        if (gain := differences(by.get(repl, {}), by.get(dropped, {})))
-    ]  # fmt: skip
-    return Table(['', 'seeds', 'dropped', 'with sites', 'difference', 'against dropped'], 'lrrrrl', rows)
+    """Each factor's difference to the network without the blocks, and what it adds to that of RepL as it is."""
+    plain = gains(by.get('RepL', {}), by.get('dropped', {}))
+    rows = []
+    for repl, dropped in OPPONENTS[HELPS].items():
+        if gain := gains(by.get(repl, {}), by.get(dropped, {})):
+            own, added = list(gain.values()), differences(gain, plain)
+            rows.append([
+                repl, str(len(gain)), *(format_mean(by[name][seed] for seed in gain) for name in (dropped, repl)),
+                format_difference(own), verdict(own), '' if repl == 'RepL' else format_difference(added),
+            ])  # fmt: skip
+    head = ['', 'seeds', 'dropped', 'with sites', 'difference', 'against dropped', 'added to that of RepL']
+    return Table(head, 'lrrrrlr', rows)
 
 
 def study_table(study: Study, by: By) -> Table | None:
     """A study's rows, measured and published; None where nothing is measured but E2E."""
-    published = {row.name: row.published.get('score') for row in study.rows}
     rows = []
     for row in study.rows:
+        gap = published_gap(study, row)
+        published = '' if gap is None else f'{gap:+.2f}'
         if not (own := by.get(row.name)):
-            rows.append([row.name, '0', absence(row.config), '', format_published(published, row.name, row.versus)])
+            rows.append([row.name, '0', absence(row.config), '', published])
             continue
         gain = differences(own, by.get(row.versus or '', {}))
         rows.append([
-            row.name, str(len(own)), format_mean(own.values()), format_difference(gain) if row.versus else '',
-            format_published(published, row.name, row.versus),
+            row.name, str(len(own)), format_mean(own.values()), format_difference(gain) if row.versus else '', published
         ])  # fmt: skip
     if not any(row.versus and by.get(row.name) for row in study.rows):
         return None
@@ -241,10 +265,11 @@ def absence(config: Config) -> str:
     return 'as without it, to the bit' if 'repl_mm.ActivationCheckpointingHook' in hooks else 'not run'
 
 
-def format_published(published: Mapping[str, float | None], row: str, versus: str | None) -> str:
-    """The published difference to the published score of another row."""
-    own, other = published[row], published.get(versus or '')
-    return '' if own is None or other is None else f'{own - other:+.2f}'
+def published_gap(study: Study, row: Row) -> float | None:
+    """The published score minus that of the row that it is compared with."""
+    published = {row.name: row.published.get('score') for row in study.rows}
+    own, other = published[row.name], published.get(row.versus or '')
+    return None if own is None or other is None else own - other
 
 
 INTRODUCTION = f"""# What it scores
@@ -252,8 +277,9 @@ INTRODUCTION = f"""# What it scores
 Written by `benchmarks/accuracy.py` from the [scores](results/accuracy.csv) of runs of `tools/study.py STUDY --profile
 small` and the [costs](results/accuracy_costs.csv) predicted for an A100. Mean over seeds and standard deviation; a
 difference is paired, the same start and the same batches, with its 95 % interval by Student's t. Rows of fewer than
-{CONFIRMED} seeds are exploratory. **The networks are small and see 120,000 images**: 10,000 of Fashion-MNIST's 60,000
-for 12 epochs, scored on its 10,000 test images. What the papers' recipes score is not known here.
+{CONFIRMED} seeds are exploratory. **The networks are small and see few images**: classifiers 120,000, which are 10,000
+of Fashion-MNIST's 60,000 for 12 epochs, and are scored on its 10,000 test images. What the papers' recipes score is not
+known here.
 
 ## Is a site worth more than nothing in its place?
 
@@ -262,6 +288,11 @@ holds zero. Where dropping the blocks loses nothing against E2E either, the data
 what a site is worth. Costs are over E2E's, at the published batch.
 
 """
+
+HELPS_WORDS = """ResNet-32 with K = 4, exploratory: `configs/studies/what_helps.py` changes one thing of RepL's
+recipe, or of both networks', such as the length of the training. What a factor adds is the difference of two
+differences: its own over the network without the blocks, and that of RepL as it is. A warm start from a trained
+network [has a page of its own](fine_tuning.md)."""
 
 
 def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str:
@@ -273,8 +304,8 @@ def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str
     text += f'Hollow points are of fewer than {CONFIRMED} seeds; bars are standard errors.\n\n'
     helps = helps_table(scores_of(scores, HELPS))
     if len(helps.rows) > 1:  # more than RepL as it is
-        text += f'## What helps, one factor at a time\n\nExploratory, ResNet-32.\n\n{helps.markdown()}\n'
-    text += '## Table by table\n\n'
+        text += f'## What helps, one factor at a time\n\n{HELPS_WORDS}\n\n{helps.markdown()}\n'
+    text += f'## Table by table\n\n{reach(pareto)}\n\n'
     for name, study in small_studies().items():
         table = None if name == HELPS else study_table(study, scores_of(scores, name))
         if table:

@@ -236,6 +236,31 @@ def test_a_verdict_is_what_the_paired_test_decides():
     assert script.verdict([1.0]) == 'open'
 
 
+def test_what_a_factor_adds_is_its_own_difference_over_that_of_repl():
+    script, random = load('accuracy'), np.random.default_rng(0)
+    names = ['dropped', 'RepL', 'blend', 'zero_init_residual: dropped', 'zero_init_residual: RepL']
+    by = {name: dict(enumerate(random.normal(90, 0.3, 4))) for name in names}
+    by['RepL'] |= {4: 50.0}  # a seed that nothing else has
+    table = {row[0]: row for row in script.helps_table(by).rows}
+    dropped, repl, blend, zero_dropped, zero_repl = (np.array([by[name][seed] for seed in range(4)]) for name in names)
+    assert list(table) == ['RepL', 'blend', 'zero_init_residual: RepL']
+    assert table['RepL'][-1] == ''
+    for name, own in [('blend', blend - dropped), ('zero_init_residual: RepL', zero_repl - zero_dropped)]:
+        difference, _, added = table[name][-3:]
+        for written, values in [(difference, own), (added, own - (repl - dropped))]:
+            low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+            assert written == f'{values.mean():+.2f} ({low:+.2f} to {high:+.2f})'
+
+
+def test_what_few_seeds_can_tell_is_the_interval_that_they_would_have():
+    script, (name, dropped) = load('accuracy'), next(iter(load('accuracy').OPPONENTS['accuracy_over_cost'].items()))
+    values = np.array([1.0, -1.0, 0.5, -0.5])
+    said = script.reach({name: dict(enumerate(90 + values)), dropped: dict.fromkeys(range(4), 90.0)})
+    low, high = stats.t.interval(0.95, df=2, scale=values.std(ddof=1) / np.sqrt(3))
+    assert f'deviates by {values.std(ddof=1):.2f} points' in said
+    assert f'goes about {(high - low) / 2:.1f} points to either side' in said
+
+
 def test_the_page_of_the_scores_is_what_its_script_writes():
     script, results = load('accuracy'), ROOT / 'docs/results'
     scores = script.read(results / 'accuracy.csv', script.Score)
@@ -254,16 +279,25 @@ def test_the_page_of_the_scores_is_what_its_script_writes():
     hollow = sum(to_hex(point.get_markerfacecolor()) == '#ffffff' for point in points)
     assert hollow == 2 * sum(len(seeds) < script.CONFIRMED for seeds in by.values())
     assert 0 < hollow < len(points) == 2 * len(by)
-    names = ['ResNet-32: E2E', 'ResNet-32: RepL, K = 4', 'ResNet-32: dropped, K = 4']
-    e2e, repl, dropped = (np.array([by[name][seed] for seed in range(8)]) for name in names)
+
+
+@pytest.mark.parametrize(('network', 'short', 'seeds'), [('ResNet-32', 'R32', 8), ('ViT-T/8', 'ViT-T/8', 5)])
+def test_the_scores_and_costs_that_decide_are_those_of_the_other_pages(network, short, seeds):
+    script, results = load('accuracy'), ROOT / 'docs/results'
+    by = script.scores_of(script.read(results / 'accuracy.csv', script.Score), script.PARETO)
+    names = [f'{network}: {what}' for what in ('E2E', 'RepL, K = 4', 'dropped, K = 4')]
+    e2e, repl, dropped = (np.array([by[name][seed] for seed in range(seeds)]) for name in names)
     low, high = stats.ttest_rel(repl, dropped).confidence_interval(0.95)
-    words = f'E2E {e2e.mean():.2f}, RepL {repl.mean():.2f}, the same blocks dropped {dropped.mean():.2f}; '
+    words = f'Score of {network}, 10,000 images of Fashion-MNIST, {seeds} seeds | '
+    words += f'E2E {e2e.mean():.2f}, RepL {repl.mean():.2f}, the same blocks dropped {dropped.mean():.2f}; '
     words += f'RepL over dropped {(repl - dropped).mean():+.2f} ({low:+.2f} to {high:+.2f})'
     assert words in (ROOT / 'docs/when.md').read_text()
-    rivals = {row.way: row for row in load('rivals').read(results / 'rivals.csv') if row.network == 'R32, CIFAR-10'}
-    costs = {cost.row: cost for cost in costs}
-    assert costs['ResNet-32: RepL, K = 4'].step_ms == pytest.approx(rivals['RepL, interval'].step_ms)
-    assert costs['ResNet-32: dropped, K = 4'].memory_mib == pytest.approx(rivals['shallower: ResNet-26'].memory_mib)
+    rivals = [row for row in load('rivals').read(results / 'rivals.csv') if row.network == f'{short}, CIFAR-10']
+    costs = {cost.row: cost for cost in script.read(results / 'accuracy_costs.csv', script.Cost)}
+    [interval] = (row for row in rivals if row.way == 'RepL, interval')
+    [shallower] = (row for row in rivals if row.way.startswith('shallower'))
+    assert costs[names[1]].step_ms == pytest.approx(interval.step_ms)
+    assert costs[names[2]].memory_mib == pytest.approx(shallower.memory_mib)
 
 
 @pytest.mark.parametrize('table', sorted((ROOT / 'docs/results').glob('warm_start_*.csv')), ids=lambda path: path.stem)
