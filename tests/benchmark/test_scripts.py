@@ -253,12 +253,20 @@ def test_what_a_factor_adds_is_its_own_difference_over_that_of_repl():
 
 
 def test_what_few_seeds_can_tell_is_the_interval_that_they_would_have():
-    script, (name, dropped) = load('accuracy'), next(iter(load('accuracy').OPPONENTS['accuracy_over_cost'].items()))
-    values = np.array([1.0, -1.0, 0.5, -0.5])
-    said = script.reach({name: dict(enumerate(90 + values)), dropped: dict.fromkeys(range(4), 90.0)})
-    low, high = stats.t.interval(0.95, df=2, scale=values.std(ddof=1) / np.sqrt(3))
-    assert f'deviates by {values.std(ddof=1):.2f} points' in said
-    assert f'goes about {(high - low) / 2:.1f} points to either side' in said
+    script, by, expected = load('accuracy'), {}, []
+    for network, spread in [('ResNet-32', 0.4), ('ViT-T/8', 1.2)]:
+        values = spread * np.array([1.0, -1.0, 0.5, -0.5])
+        by[f'{network}: RepL, K = 4'] = dict(enumerate(90 + values))
+        by[f'{network}: dropped, K = 4'] = dict.fromkeys(range(4), 90.0)
+        _, half = stats.t.interval(0.95, df=2, scale=values.std(ddof=1) / np.sqrt(3))
+        smaller = sum(gap < half for gap in script.published_gaps(network))
+        expected.append((f'by {values.std(ddof=1):.2f} points', f'about {half:.1f} points', f'which {smaller} are'))
+    lines = script.reach(by).splitlines()
+    assert len(lines) == 2
+    assert all(word in line for line, words in zip(lines, expected, strict=True) for word in words)
+    # Tables I to V, VII, IX and XV, and Table 1 of 2024; Tables I to VII, XV and XVI.
+    assert sorted(script.published_gaps('ResNet-32'))[-3:] == pytest.approx([1.74, 1.83, 2.22])
+    assert sorted(script.published_gaps('ViT-T/8'))[-3:] == pytest.approx([2.01, 3.40, 3.47])
 
 
 def test_the_page_of_the_scores_is_what_its_script_writes():
