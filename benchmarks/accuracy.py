@@ -238,10 +238,10 @@ def over_e2e(costs: Mapping[str, Cost], row: str) -> tuple[str, str]:
     return format_ratio(mine.step_ms / e2e.step_ms), format_ratio(mine.memory_mib / e2e.memory_mib)
 
 
-def helps_table(by: By) -> Table:
+def helps(by: By) -> tuple[Table, str]:
     """Each factor's difference to the network without the blocks, and what it adds to that of RepL as it is."""
     plain = gains(by.get('RepL', {}), by.get('dropped', {}))
-    rows = []
+    rows, told = [], []
     for repl, dropped in OPPONENTS[HELPS].items():
         if gain := gains(by.get(repl, {}), by.get(dropped, {})):
             own, added = list(gain.values()), differences(gain, plain)
@@ -249,8 +249,10 @@ def helps_table(by: By) -> Table:
                 repl, str(len(gain)), *(format_mean(by[name][seed] for seed in gain) for name in (dropped, repl)),
                 format_difference(own), verdict(own), '' if repl == 'RepL' else format_difference(added),
             ])  # fmt: skip
+            if verdict(added) != 'open' and repl != 'RepL':
+                told.append(repl)
     head = ['', 'seeds', 'dropped', 'with sites', 'difference', 'against dropped', 'added to that of RepL']
-    return Table(head, 'lrrrrlr', rows)
+    return Table(head, 'lrrrrlr', rows), f'Additions whose interval does not hold zero: {", ".join(told) or "none"}.'
 
 
 def study_table(study: Study, by: By) -> Table | None:
@@ -304,7 +306,7 @@ what a site is worth. Costs are over E2E's, at the published batch.
 HELPS_WORDS = """ResNet-32 with K = 4, exploratory: `configs/studies/what_helps.py` changes one thing of RepL's
 recipe, or of both networks', such as the length of the training. What a factor adds is the difference of two
 differences: its own over the network without the blocks, and that of RepL as it is. A warm start from a trained
-network [has a page of its own](fine_tuning.md)."""
+network [has a page of its own](fine_tuning.md#what-to-expect)."""
 
 
 def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str:
@@ -314,9 +316,9 @@ def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str
     text = f'{INTRODUCTION}{decisive_table(pareto, by_row).markdown()}\n{in_words(pareto, by_row)}\n'
     text += f'\n![Score over predicted time and memory, of each way to save]({picture})\n\n'
     text += f'Hollow points are of fewer than {CONFIRMED} seeds; bars are standard errors.\n\n'
-    helps = helps_table(scores_of(scores, HELPS))
-    if len(helps.rows) > 1:  # more than RepL as it is
-        text += f'## What helps, one factor at a time\n\n{HELPS_WORDS}\n\n{helps.markdown()}\n'
+    factors, found = helps(scores_of(scores, HELPS))
+    if len(factors.rows) > 1:  # more than RepL as it is
+        text += f'## What helps, one factor at a time\n\n{HELPS_WORDS} {found}\n\n{factors.markdown()}\n'
     text += f'## Table by table\n\nWhat few seeds can tell:\n\n{reach(pareto)}\n\n'
     for name, study in small_studies().items():
         table = None if name == HELPS else study_table(study, scores_of(scores, name))

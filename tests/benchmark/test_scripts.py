@@ -241,7 +241,8 @@ def test_what_a_factor_adds_is_its_own_difference_over_that_of_repl():
     names = ['dropped', 'RepL', 'blend', 'zero_init_residual: dropped', 'zero_init_residual: RepL']
     by = {name: dict(enumerate(random.normal(90, 0.3, 4))) for name in names}
     by['RepL'] |= {4: 50.0}  # a seed that nothing else has
-    table = {row[0]: row for row in script.helps_table(by).rows}
+    found, words = script.helps(by)
+    table = {row[0]: row for row in found.rows}
     dropped, repl, blend, zero_dropped, zero_repl = (np.array([by[name][seed] for seed in range(4)]) for name in names)
     assert list(table) == ['RepL', 'blend', 'zero_init_residual: RepL']
     assert table['RepL'][-1] == ''
@@ -250,6 +251,9 @@ def test_what_a_factor_adds_is_its_own_difference_over_that_of_repl():
         for written, values in [(difference, own), (added, own - (repl - dropped))]:
             low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
             assert written == f'{values.mean():+.2f} ({low:+.2f} to {high:+.2f})'
+    assert words == 'Additions whose interval does not hold zero: none.'
+    by['blend'] = {seed: 5 + score + 0.1 * seed for seed, score in by['RepL'].items()}
+    assert script.helps(by)[1] == 'Additions whose interval does not hold zero: blend.'
 
 
 def test_what_few_seeds_can_tell_is_the_interval_that_they_would_have():
