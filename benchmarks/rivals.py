@@ -5,7 +5,6 @@ python benchmarks/rivals.py page OUT.csv PAGE.md
 """
 
 import csv
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -274,21 +273,26 @@ def opponent(rows: list[Rival]) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """Where a page of docs/results has a score of E2E and of RepL: lines that a pattern with two groups finds."""
+    """Rows of a study in docs/results/accuracy.csv, and what is said of their means and number of seeds."""
 
-    page: str
-    pattern: str
+    study: str
+    rows: tuple[str, ...]
     text: str
 
 
 RESULTS = CONFIGS.parent / 'docs/results'
+CLASSIFIED = '{:.2f} -> {:.2f} % top-1 on Fashion-MNIST, sites by interval; shallower {:.2f}; {} seeds'
 SCORES = {
-    'RetinaNet R50, COCO': Score(
-        'retinanet_r34_digits_cpu_2026-11-21', r'AP \| ([\d.]+) \| ([\d.]+)', '{} -> {} AP on digit scenes, with R34'
-    ),
+    network: Score(
+        'accuracy_over_cost', tuple(f'{name}: {row}' for row in ('E2E', 'RepL, K = 4', 'dropped, K = 4')), CLASSIFIED
+    )
+    for network, name in {'R32, CIFAR-10': 'ResNet-32', 'ViT-T/8, CIFAR-10': 'ViT-T/8'}.items()
 }
-# Those of docs/accuracy.md, by the name that a network has there.
-STUDIED = {'R32, CIFAR-10': 'ResNet-32', 'ViT-T/8, CIFAR-10': 'ViT-T/8'}
+SCORES['RetinaNet R50, COCO'] = Score(
+    '2026_table_8',
+    ('RetinaNet, ResNet-50: E2E', 'RetinaNet, ResNet-50: RepL'),
+    '{:.1f} -> {:.1f} AP on digit scenes, with R34, sites by budget; {} seeds',
+)
 BEGIN, END = '<!-- written by benchmarks/rivals.py -->', '<!-- to here -->'
 
 
@@ -312,34 +316,21 @@ def readme_table(rows: list[Rival]) -> str:
             f'{case.network}, {case.batch}', *(f'{row.time:.2f}, {row.memory:.2f}' for row in found),
             f'{time:.2f}, {memory:.2f}', score(case.network),
         ])  # fmt: skip
-    head = ['network, batch', *shown.values(), 'published RepL', 'accuracy measured, E2E -> RepL, interval']
+    head = ['network, batch', *shown.values(), 'published RepL', 'accuracy measured, E2E -> RepL']
     return Table(head, 'l' + (len(shown) + 1) * 'r' + 'l', cells).markdown()
 
 
 def score(network: str) -> str:
-    """What docs/results has measured of a network's E2E, `interval` and shallower network, with what it was on."""
-    if network in STUDIED:
-        return studied_score(STUDIED[network])
+    """What was measured of a network's E2E, RepL and, of classifiers, shallower network, and on what."""
     if network not in SCORES:
         return 'not measured'
-    each = SCORES[network]
-    found = re.search(each.pattern, (RESULTS / f'{each.page}.md').read_text(encoding='utf-8'))
-    return each.text.format(*found.groups())
-
-
-def studied_score(network: str) -> str:
-    """Of the studies: means over seeds."""
-    found: dict[str, list[float]] = {}
+    each, found = SCORES[network], {}
     with (RESULTS / 'accuracy.csv').open(newline='') as file:
         for line in csv.DictReader(file):
-            if line['study'] == 'accuracy_over_cost':
+            if line['study'] == each.study:
                 found.setdefault(line['row'], []).append(float(line['score']))
-    scores = [found.get(f'{network}: {what}', []) for what in ('E2E', 'RepL, K = 4', 'dropped, K = 4')]
-    if not all(scores):
-        return 'not measured'
-    e2e, repl, dropped = map(mean, scores)
-    seeds = min(map(len, scores))
-    return f'{e2e:.2f} -> {repl:.2f} % top-1 on Fashion-MNIST, shallower {dropped:.2f}; {seeds} seeds'
+    scores = [found[row] for row in each.rows]
+    return each.text.format(*map(mean, scores), min(map(len, scores)))
 
 
 def with_table(text: str, table: str) -> str:
