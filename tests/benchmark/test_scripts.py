@@ -316,6 +316,24 @@ def test_the_scores_and_costs_that_decide_are_those_of_the_other_pages(network, 
     assert costs[names[2]].memory_mib == pytest.approx(shallower.memory_mib)
 
 
+@pytest.mark.parametrize(
+    ('study', 'network', 'words'),
+    [
+        ('2026_table_8', 'RetinaNet', 'RetinaNet-R34 on digit scenes, sites by `budget`, 3 seeds | AP'),
+        ('2026_table_14', 'DeepLabV3+', 'DeepLabV3+-R34 on digit scenes, sites by `budget`, 3 seeds | mIoU'),
+    ],
+)
+def test_the_scores_of_the_detector_and_the_segmenter_are_those_of_the_words(study, network, words):
+    script = load('accuracy')
+    by = script.scores_of(script.read(ROOT / 'docs/results/accuracy.csv', script.Score), study)
+    rows = (by[f'{network}, ResNet-50: {row}'] for row in ('E2E', 'RepL'))
+    e2e, repl = (np.array([row[seed] for seed in range(3)]) for row in rows)
+    low, high = stats.ttest_rel(repl, e2e).confidence_interval(0.95)
+    words += f' {e2e.mean():.1f} E2E, {repl.mean():.1f} RepL; '
+    words += f'RepL over E2E {(repl - e2e).mean():+.2f} ({low:+.2f} to {high:+.2f})'
+    assert words in (ROOT / 'docs/when.md').read_text()
+
+
 @pytest.mark.parametrize('table', sorted((ROOT / 'docs/results').glob('warm_start_*.csv')), ids=lambda path: path.stem)
 def test_the_pages_of_warm_starts_hold_their_tables(table):
     with table.open() as file:
