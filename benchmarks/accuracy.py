@@ -293,7 +293,7 @@ small` and the [costs](results/accuracy_costs.csv) predicted for an A100. Mean o
 difference is paired, the same start and the same batches, with its 95 % interval by Student's t. Rows of fewer than
 {CONFIRMED} seeds are exploratory. **The networks are small and see few images**: classifiers 120,000, which are 10,000
 of Fashion-MNIST's 60,000 for 12 epochs, and are scored on its 10,000 test images. What the papers' recipes score is not
-known here.
+known here. More is better, but for perplexity.
 
 ## Is a site worth more than nothing in its place?
 
