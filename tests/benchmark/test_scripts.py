@@ -256,25 +256,45 @@ def test_what_a_factor_adds_is_its_own_difference_over_that_of_repl():
             low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
             assert written == f'{values.mean():+.2f} ({low:+.2f} to {high:+.2f})'
     assert words == 'Additions whose interval does not hold zero: none.'
+    beaten = {'RepL': by['RepL'], 'blend': by['blend'], 'dropped': {seed: by['dropped'][seed] - 5 for seed in range(4)}}
+    found, words = script.helps(beaten)
+    assert [row[5] for row in found.rows] == ['RepL scores more'] * 2
+    assert words == 'Additions whose interval does not hold zero: none.'
     by['blend'] = {seed: 5 + score + 0.1 * seed for seed, score in by['RepL'].items()}
     assert script.helps(by)[1] == 'Additions whose interval does not hold zero: blend.'
 
 
-def test_what_few_seeds_can_tell_is_the_interval_that_they_would_have():
+def test_what_few_seeds_can_tell_is_the_interval_that_they_would_have(monkeypatch):
     script, by, expected = load('accuracy'), {}, []
-    for network, spread in [('ResNet-32', 0.4), ('ViT-T/8', 1.2)]:
+    table = load_study(ROOT / 'configs/studies/2026_table_7.py', 'small')
+    monkeypatch.setattr(script, 'small_studies', lambda: {'once': table, 'again': table})
+    for network, spread, below in [('ResNet-32', 0.4, (0.30, 0.52, 1.74)), ('ViT-T/8', 1.2, (0.59, 0.94, 3.40))]:
+        assert script.published_gaps(network) == set(below)
         values = spread * np.array([1.0, -1.0, 0.5, -0.5])
         by[f'{network}: RepL, K = 4'] = dict(enumerate(90 + values))
-        by[f'{network}: dropped, K = 4'] = dict.fromkeys(range(4), 90.0)
+        by[f'{network}: E2E'] = dict.fromkeys(range(4), 90.0)
         _, half = stats.t.interval(0.95, df=2, scale=values.std(ddof=1) / np.sqrt(3))
-        smaller = sum(gap < half for gap in script.published_gaps(network))
-        expected.append((f'by {values.std(ddof=1):.2f} points', f'about {half:.1f} points', f'which {smaller} are'))
+        assert below[1] < half
+        smaller = f'for 3 different published differences, of which {sum(gap < half for gap in below)} are smaller'
+        expected.append((f'by {values.std(ddof=1):.2f} points', f'about {half:.1f} points', smaller))
     lines = script.reach(by).splitlines()
     assert len(lines) == 2
     assert all(word in line for line, words in zip(lines, expected, strict=True) for word in words)
-    # Tables I to V, VII, IX and XV, and Table 1 of 2024; Tables I to VII, XV and XVI.
-    assert sorted(script.published_gaps('ResNet-32'))[-3:] == pytest.approx([1.74, 1.83, 2.22])
-    assert sorted(script.published_gaps('ViT-T/8'))[-3:] == pytest.approx([2.01, 3.40, 3.47])
+
+
+def test_what_decides_is_read_over_the_seeds_that_all_three_have():
+    script, random = load('accuracy'), np.random.default_rng(0)
+    names = ['ResNet-32: E2E', 'ResNet-32: dropped, K = 2', 'ResNet-32: RepL, K = 2']
+    by = {name: dict(enumerate(random.normal(90, 0.3, 3))) for name in names}
+    e2e, dropped, repl = (np.array([by[name][seed] for seed in range(3)]) for name in names)
+    by[names[0]] |= {3: 10.0, 4: 20.0}
+    by[names[2]] |= {4: 30.0}
+    costs = {name: script.Cost(name, 1024, '32 x 32', 10.0, 100.0) for name in names}
+    [row] = script.decisive_table(by, costs).rows
+    assert row[1:5] == ['3', *(f'{scores.mean():.2f} ± {scores.std(ddof=1):.2f}' for scores in (e2e, dropped, repl))]
+    for written, one, other in zip(row[5:8], (dropped, repl, repl), (e2e, e2e, dropped), strict=True):
+        low, high = stats.ttest_rel(one, other).confidence_interval(0.95)
+        assert written == f'{(one - other).mean():+.2f} ({low:+.2f} to {high:+.2f})'
 
 
 def test_the_page_of_the_scores_is_what_its_script_writes():
