@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.progress import track
 from scipy import stats
@@ -36,12 +35,12 @@ STUDIES = Path(__file__).parents[1] / 'configs/studies'
 PARETO, HELPS = 'accuracy_over_cost', 'what_helps'
 DEVICE = 'a100'
 CONFIRMED = 5  # seeds from which a row is no longer called exploratory
+FEW = 3  # seeds of an exploratory row
+NETWORKS = ('ResNet-32', 'ViT-T/8')  # those of PARETO
 # What a network with sites is compared with beside E2E: the row that drops the same blocks.
 OPPONENTS = {
     PARETO: {
-        f'{network}: RepL, K = {every}': f'{network}: dropped, K = {every}'
-        for network in ('ResNet-32', 'ViT-T/8')
-        for every in (4, 2)
+        f'{network}: RepL, K = {every}': f'{network}: dropped, K = {every}' for network in NETWORKS for every in (4, 2)
     },
     HELPS: {
         'RepL': 'dropped',
@@ -210,26 +209,42 @@ def in_words(by: By, costs: Mapping[str, Cost]) -> str:
     return '\n'.join(lines)
 
 
-def reach(by: By, seeds: int = 3) -> str:
-    """How far an interval of few seeds goes, by how the difference to E2E deviates where there are many."""
+def half_widths(by: By) -> dict[str, float]:
+    """How far an interval of ``FEW`` seeds goes to either side, by network, in points.
+
+    By how the difference to E2E deviates from seed to seed in the row that has many.
+    """
+    t = stats.t.ppf((1 + CONFIDENCE) / 2, FEW - 1)
+    return {network: t * deviation(by, network) / FEW**0.5 for network in NETWORKS}
+
+
+def deviation(by: By, network: str) -> float:
+    """Of RepL's difference to E2E, from seed to seed."""
+    return stdev(differences(by[f'{network}: RepL, K = 4'], by[f'{network}: E2E']))
+
+
+def reach(by: By) -> str:
+    """What few seeds can tell, a line for each network."""
     lines = []
-    for network in ('ResNet-32', 'ViT-T/8'):
-        deviation = stdev(differences(by[f'{network}: RepL, K = 4'], by[f'{network}: E2E']))
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * deviation / seeds**0.5
+    for network, half in half_widths(by).items():
         gaps = published_gaps(network)
         lines.append(
-            f'- {network}: RepL, K = 4, deviates by {deviation:.2f} points over E2E from seed to seed, so an interval '
-            f'of {seeds} seeds goes about {half:.1f} points to either side. Below, {network} stands for {len(gaps)} '
-            f'different published differences, of which {sum(gap < half for gap in gaps)} are smaller.'
+            f'- {network}: RepL, K = 4, deviates by {deviation(by, network):.2f} points over E2E from seed to seed, so '
+            f'an interval of {FEW} seeds goes about {half:.2f} points to either side. Below, {network} stands for '
+            f'{len(gaps)} different published differences, of which {sum(gap < half for gap in gaps)} are smaller.'
         )
     return '\n'.join(lines)
 
 
+def trains(row: Row, network: str) -> bool:
+    """Whether a row's small profile trains this network."""
+    return row.key.startswith(network.partition('-')[0].lower())  # a run's name begins with that of its network
+
+
 def published_gaps(network: str) -> set[float]:
     """The sizes of the published differences of the rows whose small profile trains this network, each once."""
-    begin = network.partition('-')[0].lower()  # of a run's name
     rows = [(study, row) for study in small_studies().values() for row in study.rows]
-    gaps = [published_gap(study, row) for study, row in rows if row.key.startswith(begin)]
+    gaps = [published_gap(study, row) for study, row in rows if trains(row, network)]
     return {round(abs(gap), 2) for gap in gaps if gap is not None}  # as printed: one row stands in many tables
 
 
@@ -256,14 +271,14 @@ def helps(by: By) -> tuple[Table, str]:
     return Table(head, 'lrrrrlr', rows), f'Additions whose interval does not hold zero: {", ".join(told) or "none"}.'
 
 
-def study_table(study: Study, by: By) -> Table | None:
+def study_table(study: Study, by: By, half: Mapping[str, float]) -> Table | None:
     """A study's rows, measured and published; None where nothing is measured but E2E."""
     rows = []
     for row in study.rows:
         gap = published_gap(study, row)
         published = '' if gap is None else f'{gap:+.2f}'
         if not (own := by.get(row.name)):
-            rows.append([row.name, '0', absence(row.config), '', published])
+            rows.append([row.name, '0', absence(row, gap, half), '', published])
             continue
         gain = differences(own, by.get(row.versus or '', {}))
         rows.append([
@@ -274,10 +289,21 @@ def study_table(study: Study, by: By) -> Table | None:
     return Table(['', 'seeds', METRICS[study.metric], 'difference to E2E', 'published difference'], 'lrrrr', rows)
 
 
-def absence(config: Config) -> str:
-    """Why nothing was run: with activation checkpointing a run ends with the weights that it has without."""
-    hooks = [hook['type'] for hook in config.get('custom_hooks') or ()]
-    return 'as without it, to the bit' if 'repl_mm.ActivationCheckpointingHook' in hooks else 'not run'
+def absence(row: Row, gap: float | None, half: Mapping[str, float]) -> str:
+    """Why nothing was run: the run would end with the weights of another, or few seeds would not tell its difference.
+
+    Args:
+        row: The row, which has no score.
+        gap: Its published difference, if it has one.
+        half: How far an interval of few seeds goes, by network.
+    """
+    hooks = [hook['type'] for hook in row.config.get('custom_hooks') or ()]
+    if 'repl_mm.ActivationCheckpointingHook' in hooks:
+        return 'as without it, to the bit'
+    for network, width in half.items():
+        if gap is not None and trains(row, network) and abs(gap) < width:
+            return f'not run: {FEW} seeds tell ± {width:.2f}'
+    return 'not run'
 
 
 def published_gap(study: Study, row: Row) -> float | None:
@@ -310,6 +336,10 @@ differences: its own over the network without the blocks, and that of RepL as it
 network [has a page of its own](fine_tuning.md#what-to-expect)."""
 
 
+FEW_WORDS = """What few seeds can tell. A row that was not run says so where its published difference is smaller: the
+interval would hold zero as a rule."""
+
+
 def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str:
     """The page, from the CSVs and the studies' published figures."""
     by_row = {cost.row: cost for cost in costs}
@@ -320,9 +350,10 @@ def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str
     factors, found = helps(scores_of(scores, HELPS))
     if len(factors.rows) > 1:  # more than RepL as it is
         text += f'## What helps, one factor at a time\n\n{HELPS_WORDS} {found}\n\n{factors.markdown()}\n'
-    text += f'## Table by table\n\nWhat few seeds can tell:\n\n{reach(pareto)}\n\n'
+    text += f'## Table by table\n\n{FEW_WORDS}\n\n{reach(pareto)}\n\n'
+    half = half_widths(pareto)
     for name, study in small_studies().items():
-        table = None if name == HELPS else study_table(study, scores_of(scores, name))
+        table = None if name == HELPS else study_table(study, scores_of(scores, name), half)
         if table:
             command = f'`tools/study.py configs/studies/{name}.py --profile small`'
             text += f'### {study.title}\n\n{command}. Smaller: {study.smaller}.\n\n{table.markdown()}\n'

@@ -219,11 +219,27 @@ def test_rows_with_activation_checkpointing_need_no_run():
     """That such a run ends as without it is in ``tests/engine/test_activation_checkpointing.py``."""
     script = load('accuracy')
     study = load_study(script.STUDIES / '2026_table_9.py', 'small')
-    absences = {row.name: script.absence(row.config) for row in study.rows}
+    absences = {row.name: script.absence(row, None, {}) for row in study.rows}
     assert [name for name, absence in absences.items() if absence != 'not run'] == [
         'ResNet-32, CIFAR-10: checkpointing',
         'ResNet-32, CIFAR-10: RepL and checkpointing',
     ]
+
+
+@pytest.mark.parametrize(
+    ('key', 'gap', 'said'),
+    [
+        ('resnet32-repl_1xb64', -0.4, 'not run: 3 seeds tell ± 0.50'),
+        ('resnet32-repl_1xb64', 0.6, 'not run'),  # three seeds would show it
+        ('vit-tiny-p8-repl_1xb64', 0.6, 'not run: 3 seeds tell ± 1.00'),
+        ('vit-tiny-p8-repl_1xb64', -1.1, 'not run'),
+        ('retinanet_r34-repl_1xb4', 0.1, 'not run'),  # of a network whose deviation is not known
+        ('resnet32-repl_1xb64', None, 'not run'),
+    ],
+)
+def test_a_row_that_was_not_run_says_what_few_seeds_would_tell(key, gap, said):
+    row = SimpleNamespace(key=key, config={})
+    assert load('accuracy').absence(row, gap, {'ResNet-32': 0.5, 'ViT-T/8': 1.0}) == said
 
 
 def test_a_verdict_is_what_the_paired_test_decides():
@@ -276,7 +292,7 @@ def test_what_few_seeds_can_tell_is_the_interval_that_they_would_have(monkeypatc
         _, half = stats.t.interval(0.95, df=2, scale=values.std(ddof=1) / np.sqrt(3))
         assert below[1] < half
         smaller = f'for 3 different published differences, of which {sum(gap < half for gap in below)} are smaller'
-        expected.append((f'by {values.std(ddof=1):.2f} points', f'about {half:.1f} points', smaller))
+        expected.append((f'by {values.std(ddof=1):.2f} points', f'about {half:.2f} points', smaller))
     lines = script.reach(by).splitlines()
     assert len(lines) == 2
     assert all(word in line for line, words in zip(lines, expected, strict=True) for word in words)
