@@ -281,6 +281,9 @@ def study_table(study: Study, by: By, half: Mapping[str, float]) -> Table | None
             rows.append([row.name, '0', absence(row, gap, half), '', published])
             continue
         gain = differences(own, by.get(row.versus or '', {}))
+        interval = confidence(gain)
+        if gap is not None and interval and not interval[0] <= gap <= interval[1]:
+            published += ', outside'
         rows.append([
             row.name, str(len(own)), format_mean(own.values()), format_difference(gain) if row.versus else '', published
         ])  # fmt: skip
@@ -337,7 +340,7 @@ network [has a page of its own](fine_tuning.md#what-to-expect)."""
 
 
 FEW_WORDS = """What few seeds can tell. A row that was not run says so where its published difference is smaller: the
-interval would hold zero as a rule."""
+interval would hold zero as a rule. "Outside" is a published difference that the measured interval does not hold."""
 
 
 def as_page(scores: Sequence[Score], costs: Sequence[Cost], picture: str) -> str:

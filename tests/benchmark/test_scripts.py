@@ -375,6 +375,42 @@ def test_the_scores_of_detector_segmenter_and_language_model_are_those_of_the_wo
     assert words in (ROOT / 'docs/when.md').read_text()
 
 
+@pytest.mark.parametrize(
+    ('study', 'network', 'without'),
+    [('2026_table_6', 'RepL: ', "no neighbour's weights"), ('2026_table_7', 'ViT-T/8: ', 'the preceding block alone')],
+)
+def test_the_scores_of_sites_that_read_less_are_those_of_the_words(study, network, without):
+    script = load('accuracy')
+    table = {row.name: row for row in load_study(ROOT / f'configs/studies/{study}.py', 'small').rows}
+    by = script.scores_of(script.read(ROOT / 'docs/results/accuracy.csv', script.Score), study)
+    row = table[f'{network}{without}']
+    own, e2e = (np.array([by[name][seed] for seed in range(3)]) for name in (row.name, row.versus))
+    low, high = stats.ttest_rel(own, e2e).confidence_interval(0.95)
+    published = row.published['score'] - table[row.versus].published['score']
+    words = f'{without} over E2E {(own - e2e).mean():+.2f} ({low:+.2f} to {high:+.2f}), published {published:+.2f}'
+    assert words in (ROOT / 'docs/when.md').read_text()
+
+
+def test_a_published_difference_outside_the_interval_is_said_to_be():
+    script, random = load('accuracy'), np.random.default_rng(0)
+    study = load_study(ROOT / 'configs/studies/2026_table_7.py', 'small')
+    rows = {row.name: row for row in study.rows if row.name.startswith('ViT')}
+    by = {name: dict(enumerate(random.normal(81, 0.5, 3))) for name in rows}
+    by['ViT-T/8: the succeeding block alone'] = {seed: s - 0.5 * seed for seed, s in by['ViT-T/8: E2E'].items()}
+    by['ViT-T/8: both'] = {0: 81.0}  # one seed has no interval
+    table = {row[0]: row for row in script.study_table(study, by, {}).rows}
+    outside = {}
+    for name, row in rows.items():
+        if row.versus and len(by[name]) == 3:
+            own, e2e = (np.array(list(by[of].values())) for of in (name, row.versus))
+            low, high = stats.ttest_rel(own, e2e).confidence_interval(0.95)
+            gap = row.published['score'] - rows[row.versus].published['score']
+            outside[name] = not low <= gap <= high
+            assert table[name][-1] == f'{gap:+.2f}' + ', outside' * outside[name]
+    assert outside == {'ViT-T/8: the succeeding block alone': False, 'ViT-T/8: the preceding block alone': True}
+    assert table['ViT-T/8: both'][-1] == '+0.94'
+
+
 @pytest.mark.parametrize('table', sorted((ROOT / 'docs/results').glob('warm_start_*.csv')), ids=lambda path: path.stem)
 def test_the_pages_of_warm_starts_hold_their_tables(table):
     with table.open() as file:
