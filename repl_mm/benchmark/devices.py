@@ -1,7 +1,7 @@
 """What a GPU can do, as its maker states it, and the share of it that a training step gets."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from repl_mm.engine.files import require_regular
@@ -62,9 +62,15 @@ def find_device(name: str) -> Device:
         return DEVICES[name]
     require_regular(name)
     try:
-        return Device(**json.loads(Path(name).read_text(encoding='utf-8')))
-    except TypeError as error:
-        known = ', '.join(field.name for field in fields(Device))
-        raise ValueError(f'{name} gives a device other figures than {known}: {error}') from None
+        given = json.loads(Path(name).read_text(encoding='utf-8'))
+        if not isinstance(given, dict):
+            raise ValueError(f'it is a table of figures by name, got {type(given).__name__}')
+        needed = {field.name for field in fields(Device) if field.default is MISSING}
+        known = [field.name for field in fields(Device)]
+        if missing := sorted(needed - given.keys()):
+            raise ValueError(f'{", ".join(missing)} is missing')
+        if unknown := sorted(given.keys() - set(known)):
+            raise ValueError(f'unknown {", ".join(unknown)}: choose out of {", ".join(known)}')
+        return Device(**given)
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{name} does not describe a device: {error}') from None

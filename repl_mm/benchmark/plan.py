@@ -127,7 +127,8 @@ def make_plan(
     predicting = isinstance(device, Device)
     if predicting:
         check_predictable(backend, device)
-    report('Timing the network, and one block of each stage with what can stand in its place')
+    what = 'Predicting' if predicting else 'Timing'
+    report(f'{what} the network, and one block of each stage with what can stand in its place')
     with fake_tensors() if predicting else nullcontext():
         parts = measure_site_profile(config, forms, seconds=seconds, **options)
     candidates = _fewest(parts, forms, target) if losses is None else _cheapest(parts, forms, losses)

@@ -62,7 +62,12 @@ def name_of(config: Config) -> str:
 
 
 def variants_for(config: Config) -> list[str]:
-    """The names of ``VARIANTS`` that a config with sites can be: no stochastic depth where its backbone has none."""
+    """The names of ``VARIANTS`` that a config with sites can be: no stochastic depth where its backbone has none.
+
+    Raises:
+        ValueError: A config that replaces nothing.
+    """
+    require_sites(config)
     return [name for name in VARIANTS if 'SD' not in name or backbone_class(config).depth_option]
 
 

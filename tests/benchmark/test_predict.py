@@ -221,10 +221,10 @@ def test_memory_of_blocks_with_blended_weights():
 
 DEVICE = dict(fp32=10, tf32=80, bandwidth=900)
 BAD_DEVICES = [
-    ('{"fp32": 1, "tf32": 2}', "missing 1 required positional argument: 'bandwidth'"),
-    ('{"fp32": 1, "tf32": 2, "bandwidth": 3, "price": 4}', "unexpected keyword argument 'price'"),
+    ('{"fp32": 1, "tf32": 2}', 'does not describe a device: bandwidth is missing'),
+    ('{"fp32": 1, "tf32": 2, "bandwidth": 3, "price": 4}', 'unknown price: choose out of fp32, tf32, bandwidth'),
     ('{"fp32": 1, "tf32": 2, "bandwidth": 1e30}', 'bandwidth of a device is a number above 0'),
-    ('[1, 2]', 'figures than fp32'),
+    ('[1, 2]', 'a table of figures by name, got list'),
     ('{', 'does not describe a device'),
 ]
 
@@ -251,9 +251,14 @@ def test_a_bad_device_is_one_line(text, expected, tmp_path):
         ('resnet32-repl_digits.py', ['--batch-size', 0], '--batch-size and --size are at least 1'),
         ('resnet32-repl_digits.py', ['--backend', 'compile'], "for fp32 or amp, got the backend 'compile'"),
         ('resnet32_digits.py', [], 'replaces nothing: give its backbone'),
+        ("_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'", [], 'replaces nothing: give its backbone'),
+        ("_base_ = 'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'", [], "in a backbone of type 'MobileNetV2'"),
     ],
 )
 def test_bad_input_of_the_tool_is_one_line(config, change, expected, tmp_path):
+    if not config.endswith('.py'):
+        (tmp_path / 'mine.py').write_text(config)
+        config = tmp_path / 'mine.py'
     args = ['--predict', 'a100', '--batch-size', 2, '--size', 32, 32, '--out', tmp_path / 'out']
     done = run('benchmark', 'train', DEMO / config, *args, *change)
     assert done.code == 2
