@@ -22,7 +22,7 @@ from repl_mm.analysis.cost import count
 from repl_mm.analysis.plot import to_png
 from repl_mm.analysis.tables import Table
 from repl_mm.backbones.configs import e2e_twin, require_sites
-from repl_mm.benchmark.timing import check_backends, format_ratio, round_ratio, time_interleaved
+from repl_mm.benchmark.timing import check_backends, compiled_each, format_ratio, round_ratio, time_interleaved
 from repl_mm.benchmark.variants import name_of
 from repl_mm.deployment import RawOutputs, deploy
 
@@ -152,7 +152,8 @@ def measure(
     models = build_states(config)
     images = torch.randn(batch, 3, *size, device=device)
     calls = {state: prepare(model, images, backend=backend) for state, model in models.items()}
-    times = time_interleaved(calls, seconds=seconds, device=device)
+    with compiled_each(len(calls), backend):
+        times = time_interleaved(calls, seconds=seconds, device=device)
     flops = [count(c, input_shape=(3, *size)).flops for c in (e2e_twin(config), config)]
     model = name_of(config)
     rows = []

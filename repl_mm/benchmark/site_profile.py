@@ -19,7 +19,7 @@ from repl_mm.benchmark.devices import Device
 from repl_mm.benchmark.fake import FakeStep, OperatorCosts
 from repl_mm.benchmark.step import TrainingStep
 from repl_mm.benchmark.timing import time_interleaved
-from repl_mm.benchmark.training import MIB, measure_memory
+from repl_mm.benchmark.training import MIB, as_written, measure_memory
 from repl_mm.sites import Layout, Site
 
 
@@ -123,7 +123,7 @@ def measure_site_profile(
         )
         for site in representatives
     ]
-    with disabled_stochastic_depth(step.model):
+    with disabled_stochastic_depth(step.model), as_written(options['backend']):
         step()
         for handle in handles:
             handle.remove()

@@ -16,6 +16,7 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from repl_mm.backbones.stochastic_depth import skipped_blocks
 from repl_mm.benchmark.operators import OperatorCounter
 from repl_mm.benchmark.timing import check_backends
 from repl_mm.deployment import example_inputs, takes_images
@@ -38,6 +39,9 @@ class TrainingStep:
         size: Height and width of the images, or the length of the sequences.
         backend: Names out of :data:`repl_mm.benchmark.BACKENDS` but ``bf16``, joined by ``+``.
         device: Where to train.
+
+    Raises:
+        ValueError: ``compile`` of a network with blocks that are skipped at random.
 
     Attributes:
         operators: How many a forward and a backward pass dispatch, once :meth:`count_operators` was called.
@@ -67,6 +71,11 @@ class TrainingStep:
             self.model.to(memory_format=torch.channels_last)
             self.images = self.images.to(memory_format=torch.channels_last)
         if 'compile' in names:
+            if skipped_blocks(self.model):
+                raise ValueError(
+                    'stochastic depth does not go with compile, which would compile what each draw leaves: leave one '
+                    'of the two out'
+                )
             self.model.backbone.compile()
         self.device = device
         self.operators: int | None = None

@@ -58,6 +58,24 @@ def _time_rounds(calls: Mapping[str, Callable[[], object]], *, seconds: float, l
     return times
 
 
+@contextmanager
+def compiled_each(count: int, backend: str) -> Iterator[None]:
+    """Have each of so many networks of the same code compiled, where the backend compiles.
+
+    torch compiles the same code 8 times, for whatever networks and sizes, and silently runs it as it is written then.
+
+    Raises:
+        torch._dynamo.exc.FailOnRecompileLimitHit: It would for these, as they need more graphs than 8 each.
+    """
+    if 'compile' not in backend.split('+'):
+        yield
+        return
+    torch.compiler.reset()
+    own = torch._dynamo.config
+    with own.patch(recompile_limit=count * own.recompile_limit, fail_on_recompile_limit_hit=True):
+        yield
+
+
 def cpu_seconds() -> tuple[float, float]:
     """Seconds that the machine's cores were busy, and that this process took of them, since some time."""
     times, own = psutil.cpu_times(), psutil.Process().cpu_times()

@@ -10,7 +10,7 @@ import statistics
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from repl_mm.backbones.stochastic_depth import disabled_stochastic_depth
 from repl_mm.benchmark.step import TrainingStep, check_training_backends
-from repl_mm.benchmark.timing import round_ratio, time_interleaved
+from repl_mm.benchmark.timing import compiled_each, round_ratio, time_interleaved
 from repl_mm.benchmark.variants import PUBLISHED
 from repl_mm.compat import torch_too_old
 
@@ -52,7 +52,7 @@ class MeasuredStep:
         optimizer_ms: Of it, the optimizer's step.
         time: Time over E2E's, the median of the rounds' ratios.
         time_interval: 95 % interval of it; see :func:`repl_mm.benchmark.timing.round_ratio`.
-        memory_mib: Peak memory of a step.
+        memory_mib: Peak memory of a step; with ``compile``, of the network as it is written.
         memory: The same over E2E's.
         weights_mib: Of the peak, parameters and buffers.
         gradients_mib: Of the peak, gradients.
@@ -140,6 +140,14 @@ def limited_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
+def as_written(backend: str) -> AbstractContextManager[Any]:
+    """Where nothing is compiled yet, whatever the backend.
+
+    Under torch's memory tracker nothing can be, and what the compiler has met there once, it leaves as it is for good.
+    """
+    return torch.compiler.set_stance('force_eager') if 'compile' in backend.split('+') else nullcontext()
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
@@ -178,13 +186,15 @@ def measure_steps(
         for name, config in variants.items():
             with _noting_shortage(notes, name):
                 steps[name] = TrainingStep(config, batch=batch, size=size, backend=backend, device=device)
-                with disabled_stochastic_depth(steps[name].model):  # as in the steps of a run that need most
+                # Without skips, as in the steps of a run that need most.
+                with disabled_stochastic_depth(steps[name].model), as_written(backend):
                     steps[name]()  # the optimizer's state comes with the first step
                     memory[name] = measure_memory(steps[name])
                     if 'compile' not in backend:
                         steps[name].count_operators()
             _drop(steps, notes)
-        times = _time(steps, notes, seconds=seconds, device=device)
+        with compiled_each(len(steps), backend):
+            times = _time(steps, notes, seconds=seconds, device=device)
     rows = _rows(list(variants), steps, memory, times, notes, model=model, backend=backend, batch=batch, size=size)
     _drop(steps, steps)
     return rows

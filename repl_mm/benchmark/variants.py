@@ -61,14 +61,18 @@ def name_of(config: Config) -> str:
     return next((name for name in candidates if name in PUBLISHED), stem)
 
 
-def variants_for(config: Config) -> list[str]:
-    """The names of ``VARIANTS`` that a config with sites can be: no stochastic depth where its backbone has none.
+def variants_for(config: Config, backend: str = 'fp32') -> list[str]:
+    """The names of ``VARIANTS`` that a config with sites can be.
+
+    There is no stochastic depth where its backbone has none, nor of whole blocks where a step is compiled.
 
     Raises:
         ValueError: A config that replaces nothing.
     """
     require_sites(config)
-    return [name for name in VARIANTS if 'SD' not in name or backbone_class(config).depth_option]
+    option = backbone_class(config).depth_option
+    skips = option is not None and not (option == 'stochastic_depth' and 'compile' in backend.split('+'))
+    return [name for name in VARIANTS if skips or 'SD' not in name]
 
 
 def build_variants(config: Config, names: Sequence[str] = VARIANTS) -> dict[str, Config]:

@@ -139,7 +139,8 @@ def measure_case(args: Namespace, case: Case, device: torch.device) -> list[Any]
     options = dict(backend=backend, batch=batch, size=size, device=device, seconds=args.seconds)
     if args.kind == 'latency':
         return latency.measure(config, **options)
-    variants = build_variants(config, list(dict.fromkeys(['E2E', *(args.variant or variants_for(config))])))
+    names = args.variant or variants_for(config, backend)
+    variants = build_variants(config, list(dict.fromkeys(['E2E', *names])))
     if args.predict:
         return predict.predict_steps(
             variants, args.predict, model=name_of(config), batch=batch, size=size, backend=backend

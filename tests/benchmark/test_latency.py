@@ -6,6 +6,7 @@ Oracles: calls that take a set time on a false clock; NumPy; the backbones' own 
 import csv
 import io
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,22 @@ def test_compile_is_asked_for(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda module: compiled.append(module) or module)
     prepare(build_states(Config.fromfile(CONFIG))['E2E'], torch.randn(1, 3, 32, 32), backend='channels-last+compile')()
     assert len(compiled) == 1
+
+
+def test_all_states_of_all_cases_are_compiled(monkeypatch):
+    """By themselves compilers do 8 networks of the same code, and run the others as they are written."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend))
+    for policy in ('interval', 'budget'):
+        config = Config.fromfile(CONFIG)
+        config.model.backbone.repl = dict(policy=policy, every=4)
+        measure(config, **MEASURED | dict(backend='compile', batch=1))
+    assert len(graphs) == 2 * len(STATES)
 
 
 def test_published_figures_stand_beside_their_rows(monkeypatch):

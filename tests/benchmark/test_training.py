@@ -8,8 +8,11 @@ import io
 import itertools
 import re
 import resource
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from cli_helpers import run
 from matplotlib.text import Text
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
 from repl_mm.analysis.cost import count_cost
 from repl_mm.analysis.tables import as_csv
@@ -89,6 +93,33 @@ def test_a_language_model_is_measured_by_its_sequences():
     assert repl.memory < 1 < checkpointed.operators / e2e.operators
     with pytest.raises(ValueError, match="'SD': ReplTransformer has no stochastic depth, leave it out"):
         build_variants(config, ['SD'])
+
+
+def test_compiled_steps_are_compiled_each(monkeypatch):
+    """Though under a memory tracker nothing is, nor what comes after; memory is tracked of them as they are written."""
+    graphs, calls = [], []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return lambda *args: calls.append(graph) or graph(*args)
+
+    monkeypatch.setattr(nn.Module, 'compile', partialmethod(nn.Module.compile, backend=backend))
+    variants = build_variants(Config.fromfile(RESNET), ('E2E', 'RepL'))
+    rows = measure_steps(variants, **MEASURED | dict(backend='compile', batch=1))
+    assert len(graphs) == 2
+    assert [calls.count(graph) for graph in graphs] == [3 + row.rounds for row in rows]  # three to warm up
+    eager = measure_steps(variants, **MEASURED | dict(batch=1))
+    assert [row.memory_mib for row in rows] == [row.memory_mib for row in eager]
+
+
+def test_blocks_that_are_skipped_are_not_compiled():
+    config = Config.fromfile(RESNET)
+    assert [name for name in VARIANTS if name not in variants_for(config, 'amp+compile')] == [
+        'SD', 'RepL, budget + SD', 'RepL, half, lean + SD',
+    ]  # fmt: skip
+    assert variants_for(Config.fromfile(VIT), 'compile') == list(VARIANTS)
+    with pytest.raises(ValueError, match='stochastic depth does not go with compile'):
+        TrainingStep(build_variants(config, ['SD'])['SD'], **STEP | dict(backend='compile'))
 
 
 def test_bad_variants_are_named():

@@ -40,6 +40,8 @@ def _checkpointed(block: nn.Module) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
+        if torch.compiler.is_compiling():  # a graph writes statistics once, and takes no contexts
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
 
     return run
