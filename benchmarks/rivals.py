@@ -7,7 +7,7 @@ python benchmarks/rivals.py page OUT.csv PAGE.md
 import csv
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean
@@ -143,32 +143,45 @@ PUBLISHED = [
     ),
 ]  # fmt: skip
 
-Step = Callable[[], PredictedStep]
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train a network.
+
+    Attributes:
+        budget: Share of the activations that its compiled backbone may keep; without one nothing is compiled.
+    """
+
+    name: str
+    config: Config
+    budget: float | None = None
+
+    def predict(self, **options: Any) -> PredictedStep:
+        """Its step; options as of :func:`repl_mm.benchmark.predict.predict_step`."""
+        if self.budget is None:
+            return predict_step(self.config, **options)
+        return predict_budget(self.config, budget=self.budget, **options)
 
 
-def ways(case: Case, config: Config) -> Iterator[tuple[str, Step]]:
-    """The ways to train a network, each with what predicts its step; E2E first."""
-    options = dict(device=find_device(DEVICE), batch=case.batch, size=case.size)
+def ways(case: Case) -> Iterator[Way]:
+    """The ways to train a network, E2E first."""
+    args = Namespace(config=str(CONFIGS / case.config), cfg_options=None, launcher='none', local_rank=0, work_dir=None)
+    config = load_scoped_config(args, sections=('model', 'optim_wrapper'))
     skips = bool(backbone_class(config).depth_option)
     names = ['E2E', INTERVAL, 'RepL, budget', 'drop, interval', 'AC', f'{INTERVAL} + AC']
     variants = build_variants(config, names + (['SD', f'{INTERVAL} + SD'] if skips else []))
     titles = {'drop, interval': f'shallower: {case.shallower}', 'AC': 'activation checkpointing (AC)'}
     titles |= {'SD': 'stochastic depth (SD), 0.2'}
     for name, variant in variants.items():
-        yield titles.get(name, name), lambda variant=variant: predict_step(variant, **options)
+        yield Way(titles.get(name, name), variant)
     for name in ('E2E', INTERVAL):
-        frozen = with_options(variants[name], frozen_stages=case.frozen)
-        title = f'frozen: {case.frozen_name}'
-        yield (title if name == 'E2E' else f'{name} + frozen'), lambda frozen=frozen: predict_step(frozen, **options)
+        title = f'frozen: {case.frozen_name}' if name == 'E2E' else f'{name} + frozen'
+        yield Way(title, with_options(variants[name], frozen_stages=case.frozen))
     for name in ('E2E', INTERVAL):
-        title = f'compile, memory budget {BUDGET:g}'
-        yield (
-            (title if name == 'E2E' else f'{name} + memory budget {BUDGET:g}'),
-            lambda name=name: predict_budget(variants[name], budget=BUDGET, **options),
-        )
+        title = f'compile, memory budget {BUDGET:g}' if name == 'E2E' else f'{name} + memory budget {BUDGET:g}'
+        yield Way(title, variants[name], budget=BUDGET)
     if 'ViT' in case.network:
-        skipping = with_options(variants['E2E'], type='repl_mm.SkipAttentionViT')
-        yield 'Skip-Attention', lambda: predict_step(skipping, **options)
+        yield Way('Skip-Attention', with_options(variants['E2E'], type='repl_mm.SkipAttentionViT'))
 
 
 def with_options(config: Config, **options: Any) -> Config:
@@ -182,15 +195,13 @@ def with_options(config: Config, **options: Any) -> Config:
 
 def predict_case(case: Case, known: dict[tuple[str, str], Rival]) -> Iterator[Rival]:
     """The rows of a network; those that are known stay."""
-    args = Namespace(config=str(CONFIGS / case.config), cfg_options=None, launcher='none', local_rank=0, work_dir=None)
-    config = load_scoped_config(args, sections=('model', 'optim_wrapper'))
     reference = None
-    for way, step in ways(case, config):
-        row = known.get((case.network, way))
+    for way in ways(case):
+        row = known.get((case.network, way.name))
         if row is None:
-            head = (case.network, way, case.batch, f'{case.size[0]} x {case.size[1]}')
+            head = (case.network, way.name, case.batch, f'{case.size[0]} x {case.size[1]}')
             try:
-                found = step()
+                found = way.predict(device=find_device(DEVICE), batch=case.batch, size=case.size)
             except HOST_ERRORS as error:
                 row = Rival(*head, note=summarise(error))
             else:
@@ -218,7 +229,8 @@ INTRODUCTION = f"""# Other ways to save, beside RepL
 
 Written by `benchmarks/rivals.py` from [rivals.csv](results/rivals.csv): a whole training step of each at the published
 batch of one GPU and the published size, [predicted for an A100](saving.md#on-a-gpu-that-you-do-not-have), over
-end-to-end training (E2E). Nothing here was measured on a GPU, and no accuracy is in it.
+end-to-end training (E2E). Nothing here was measured on a GPU, and no accuracy is in it; [measured beside predicted, on a
+CPU](results/rivals_measured_cpu_2026-12-01.md), ResNet-32 and ViT-T/8 have a page.
 [Every published row of RepL](evidence.md) has a page of its own.
 
 - **The opponent to beat is the shallower network**: E2E training of what is left without the blocks that `interval`

@@ -30,15 +30,16 @@ from repl_mm.surgery import computing_layers
 IMAGES = 64
 
 
-def _conv_backward(
-    grad: Sequence[int], _input: Sequence[int], weight: Sequence[int], *options: Any, out_shape: Any
+def convolution_backward_flops(
+    grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *options: Any, out_shape: Any
 ) -> int:
     """Operations of a convolution's backward pass: those of the forward pass for each gradient that is asked for.
 
     torch's own formula counts the weight gradient of a grouped convolution once for every group.
     """
-    asked = options[-1]
-    return 2 * grad[0] * math.prod(grad[2:]) * math.prod(weight) * sum(asked[:2])
+    transposed, *_, asked = options[-4:]
+    positions = x if transposed else grad  # a kernel is laid at each
+    return 2 * grad[0] * math.prod(positions[2:]) * math.prod(weight) * sum(asked[:2])
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def input_shape_of(config: Config, size: Sequence[int] | None) -> tuple[int, ...
 
 
 def _counter() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward})
+    formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def count_cost(config: Config, input_shape: Sequence[int]) -> Cost:

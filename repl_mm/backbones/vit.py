@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mmcv.cnn.bricks import DropPath
 from mmpretrain.models.backbones import VisionTransformer
 from torch import nn
 
@@ -32,6 +33,9 @@ class ReplViT(ReplMixin, VisionTransformer):
         if 'out_indices' in kwargs and not isinstance(kwargs['out_indices'], int):
             kwargs['out_indices'] = list(kwargs['out_indices'])
         super().__init__(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = float(module.drop_prob)  # the host's NumPy numbers break torch.compile's graphs
 
     def repl_stages(self) -> dict[str, nn.Module]:
         return {'layers': self.layers}

@@ -22,8 +22,9 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
+from repl_mm.analysis.cost import convolution_backward_flops
 from repl_mm.benchmark.devices import Device
 from repl_mm.benchmark.operators import is_launched
 from repl_mm.benchmark.step import TrainingStep
@@ -35,6 +36,7 @@ FP32_ON_GPU = {'layer_norm', 'group_norm', 'softmax', 'log_softmax', 'softplus',
     *('l1_loss', 'smooth_l1_loss', 'binary_cross_entropy_with_logits', 'cosine_similarity'),
 }
 
+FLOPS = flop_registry | {torch.ops.aten.convolution_backward: shape_wrapper(convolution_backward_flops)}
 # What of a step of each library's models needs data, and so is not in it.
 LEFT_OUT = dict(mmpretrain='', mmdet='losses', mmseg='accuracy', repl_mm='')
 
@@ -59,7 +61,7 @@ class OperatorCosts(TorchDispatchMode):
         out = func(*args, **kwargs)
         if not is_launched(func):
             return out
-        count = flop_registry.get(func._overloadpacket)
+        count = FLOPS.get(func._overloadpacket)
         flops = count(*args, **kwargs, out_val=out) if count else 0
         tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
         moved = sum(t.numel() * t.element_size() for t in tensors)

@@ -29,6 +29,7 @@ from repl_mm.backbones import (
     ReplResNeXt,
     ReplViT,
 )
+from repl_mm.compat import can_compile
 from repl_mm.layers import ComputingBasicBlock, ComputingBottleneck, ComputingLayer, Drop
 from repl_mm.surgery import computing_layers
 
@@ -465,3 +466,21 @@ def test_kept_blocks_start_as_the_baselines_under_one_seed():
 def test_feature_maps_at_several_depths_and_rectangular_sizes():
     network = ReplViT(TINY, img_size=64, patch_size=8, out_type='featmap', out_indices=(0, 3, 5), repl=EVERY_4TH)
     assert [tuple(f.shape) for f in network(torch.randn(2, 3, 40, 72))] == [(2, 24, 5, 9)] * 3
+
+
+@pytest.mark.skipif(not can_compile(), reason='this torch cannot compile computing layers')
+@pytest.mark.parametrize('repl', [None, EVERY_4TH])
+@pytest.mark.parametrize(
+    ('network', 'options'),
+    [(ReplResNetCIFAR, dict(depth=32)), (ReplViT, dict(arch=TINY, img_size=32, patch_size=8, drop_path_rate=0.1))],
+)
+def test_in_training_it_is_one_compiled_graph(network, options, repl):
+    """And computes the same, to rounding in float64; with drop path, from the same random numbers."""
+    torch.compiler.reset()
+    backbone = randomise(network(**options, repl=repl)).double().train()
+    x = torch.randn(2, 3, 32, 32).double()
+    outputs = []
+    for call in (copy.deepcopy(backbone), torch.compile(backbone, backend='eager', fullgraph=True)):
+        torch.manual_seed(0)
+        outputs.append(call(x)[-1])
+    torch.testing.assert_close(*outputs)

@@ -139,6 +139,18 @@ def test_an_operator_takes_the_largest_of_computing_moving_and_launching():
     assert costs.seconds == pytest.approx(costs.flops / 5e12)  # convolutions in TF32
 
 
+@pytest.mark.parametrize('groups', [1, 4, 64])
+@pytest.mark.parametrize('kind', [nn.Conv2d, nn.ConvTranspose2d])
+def test_the_backward_pass_of_a_convolution_has_two_of_its_size(kind, groups):
+    """Torch's own count of it is ``groups`` times too high for the weights' gradients."""
+    layer = kind(64, 64, 3, stride=2, padding=1, bias=False, groups=groups)
+    out = layer(torch.ones(2, 64, 8, 8, requires_grad=True)).sum()
+    positions = 4 * 4 if kind is nn.Conv2d else 8 * 8  # at which a kernel is laid
+    with OperatorCosts(A100) as costs:
+        out.backward()
+    assert costs.flops == 2 * 2 * 2 * 64 * (64 // groups) * 9 * positions
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="unknown device 'v100': choose out of a100, h100"):
         find_device('v100')

@@ -96,6 +96,21 @@ def test_the_page_of_rivals_and_the_table_of_the_readme_are_what_their_script_wr
         assert by['activation checkpointing (AC)'].time > 1
 
 
+def test_the_page_of_measured_rivals_is_what_its_script_writes():
+    """With the ways of the other page; tracked memory is what was predicted of it, but for what a compiler keeps."""
+    load('predicted_vs_measured')
+    rivals, script = load('rivals'), load('rivals_measured')
+    path = ROOT / 'docs/results/rivals_measured_cpu_2026-12-01.csv'
+    rows = script.read(path)
+    assert script.as_page(rows) == path.with_suffix('.md').read_text()
+    predicted = [(row.network, row.way) for row in rivals.read(ROOT / 'docs/results/rivals.csv')]
+    assert [(row.network, row.way) for row in rows] == [each for each in predicted if each[0] in script.NETWORKS]
+    assert all(row.low <= row.time <= row.high for row in rows)
+    tracked = [row for row in rows if 'budget 0.5' not in row.way]
+    assert len(tracked) == len(rows) - 4
+    assert [row.memory for row in tracked] == pytest.approx([row.predicted_memory for row in tracked], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ('config', 'name'),
     [
