@@ -229,8 +229,8 @@ INTRODUCTION = f"""# Other ways to save, beside RepL
 
 Written by `benchmarks/rivals.py` from [rivals.csv](results/rivals.csv): a whole training step of each at the published
 batch of one GPU and the published size, [predicted for an A100](saving.md#on-a-gpu-that-you-do-not-have), over
-end-to-end training (E2E). Nothing here was measured on a GPU, and no accuracy is in it; [measured beside predicted, on a
-CPU](results/rivals_measured_cpu_2026-12-01.md), ResNet-32 and ViT-T/8 have a page.
+end-to-end training (E2E). Nothing here was measured on a GPU, and no accuracy is in it;
+[measured on a CPU, ResNet-32 and ViT-T/8](results/rivals_measured_cpu_2026-12-01.md) have a page beside it.
 [Every published row of RepL](evidence.md) has a page of its own.
 
 - **The opponent to beat is the shallower network**: E2E training of what is left without the blocks that `interval`

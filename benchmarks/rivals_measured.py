@@ -47,6 +47,10 @@ class Measured:
     predicted_memory: float
     memory: float
     rounds: int
+    fp32_tflops: float
+    convolution_tflops: float
+    bandwidth: float
+    launch_us: float
     machine: str
 
 
@@ -94,7 +98,8 @@ def measure_case(case: Case, device: Device, *, seconds: float) -> list[Measured
             Measured(
                 *(case.network, name, BATCH, f'{case.size[0]} x {case.size[1]}'),
                 *(predicted[name].seconds / predicted[e2e].seconds, time, *interval),
-                *ratios, len(times[name]), describe(CPU),
+                *(*ratios, len(times[name])),
+                *(device.fp32, device.tf32, device.bandwidth, device.launch_us, describe(CPU)),
             )
         )  # fmt: skip
     return rows
@@ -114,8 +119,8 @@ INTRODUCTION = """# Other ways to save, measured beside RepL, on a CPU
 
 Written by `benchmarks/rivals_measured.py`: a training step of each [way](../rivals.md) over that of end-to-end training
 (E2E), predicted from what this machine reaches and measured in interleaved rounds, in float32. Memory is the peak that
-torch's tracker counts, with the optimizer over all tensors at once, as on a GPU; under `torch.compile`, with a budget of half the activations, less what the compiled backbone
-does not keep of them.
+torch's tracker counts, with the optimizer over all tensors at once, as on a GPU; under `torch.compile`, with a budget
+of half the activations, less what the compiled backbone does not keep of them.
 
 """
 
@@ -135,7 +140,12 @@ def as_page(rows: list[Measured]) -> str:
         head = ['way', 'time, predicted', 'measured (95 % interval)', 'memory, predicted', 'measured']
         text += f'## {network}, {mine[0].batch} of {mine[0].size}\n\n{Table(head, "lrrrr", cells).markdown()}\n'
     counts = sorted({row.rounds for row in rows})
-    return f'{text}{" to ".join(map(str, counts))} rounds. {rows[0].machine}\n'
+    one = rows[0]
+    return (
+        f'{text}Measured of the machine: {one.fp32_tflops:.3f} TFLOPS in a product, {one.convolution_tflops:.3f} in a '
+        f'convolution, {one.bandwidth:.1f} GB/s, {one.launch_us:.1f} us for an operator of one number. '
+        f'{" to ".join(map(str, counts))} rounds. {one.machine}\n'
+    )
 
 
 def main(what: str, out: str, page: str = '') -> None:
