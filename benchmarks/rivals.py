@@ -239,7 +239,9 @@ end-to-end training (E2E). Nothing here was measured on a GPU, and no accuracy i
   step that skips nothing, as the peak of a run is. In ViTs it is the host's drop path, which computes what it drops.
 - `torch.compile` with `activation_memory_budget = {BUDGET:g}`: torch's partitioner says what of the backbone is kept
   for the backward pass and what is computed again. Its time is that of operators one by one: fused ones take less.
-- Frozen parts train no more, and still run forward. Skip-Attention's network has no sites, so it is not combined.
+- Frozen parts train no more, and still run forward. Skip-Attention's network has no sites, so it is not combined; its
+  depthwise convolutions reach less of a device than is predicted
+  ([measured](results/rivals_measured_cpu_2026-12-01.md)).
 
 """
 
