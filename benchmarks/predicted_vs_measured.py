@@ -14,6 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,7 +171,6 @@ def as_page(pairs: Sequence[Pair]) -> str:
     ]
     r, interval = correlation([pair.predicted for pair in pairs], [pair.measured for pair in pairs])
     error = np.median([abs(pair.predicted - pair.measured) for pair in pairs])
-    one = pairs[0]
     return (
         '# Predicted ratios against measured ones, on a CPU\n\n'
         'Written by `benchmarks/predicted_vs_measured.py`: step times over E2E, predicted from what this machine '
@@ -179,9 +179,16 @@ def as_page(pairs: Sequence[Pair]) -> str:
         f"Pearson's correlation over the {len(pairs)} rows is {r:.2f} (bootstrap interval of 95 %: "
         f'{interval[0]:.2f} to {interval[1]:.2f}), the median distance {error:.3f}. Rows of one network are not '
         'independent, so the interval is narrower than it should be.\n\n'
-        f'Measured of the machine: {one.fp32_tflops:.3f} TFLOPS in a product of 1024 x 1024, '
-        f'{one.convolution_tflops:.3f} in a convolution, {one.bandwidth:.1f} GB/s, {one.launch_us:.1f} us for an '
-        f'operator of one number. {one.machine}\n'
+        f'{machine_in_words(pairs[0])}\n'
+    )
+
+
+def machine_in_words(row: Any) -> str:
+    """What was measured of the machine of a row, and what it is."""
+    return (
+        f'Measured of the machine: {row.fp32_tflops:.3f} TFLOPS in a product of 1024 x 1024, '
+        f'{row.convolution_tflops:.3f} in a convolution, {row.bandwidth:.1f} GB/s, {row.launch_us:.1f} us for an '
+        f'operator of one number. {row.machine}'
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from mmengine.logging import MMLogger
-from predicted_vs_measured import measure_device
+from predicted_vs_measured import machine_in_words, measure_device
 from rich.progress import track
 from rivals import BUDGET, CASES, Case, ways
 from torch._functorch import config as functorch
@@ -140,12 +140,7 @@ def as_page(rows: list[Measured]) -> str:
         head = ['way', 'time, predicted', 'measured (95 % interval)', 'memory, predicted', 'measured']
         text += f'## {network}, {mine[0].batch} of {mine[0].size}\n\n{Table(head, "lrrrr", cells).markdown()}\n'
     counts = sorted({row.rounds for row in rows})
-    one = rows[0]
-    return (
-        f'{text}Measured of the machine: {one.fp32_tflops:.3f} TFLOPS in a product, {one.convolution_tflops:.3f} in a '
-        f'convolution, {one.bandwidth:.1f} GB/s, {one.launch_us:.1f} us for an operator of one number. '
-        f'{" to ".join(map(str, counts))} rounds. {one.machine}\n'
-    )
+    return f'{text}{" to ".join(map(str, counts))} rounds. {machine_in_words(rows[0])}\n'
 
 
 def main(what: str, out: str, page: str = '') -> None:

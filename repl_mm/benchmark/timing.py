@@ -14,12 +14,16 @@ from scipy.stats import bootstrap
 
 from repl_mm import __version__
 from repl_mm.benchmark import BACKENDS
+from repl_mm.compat import can_compile, torch_too_old
 
 
 def check_backends(backends: Sequence[str]) -> None:
-    """Raise ValueError unless all are names out of ``BACKENDS``, joined by ``+``."""
-    if unknown := sorted({name for backend in backends for name in backend.split('+')} - set(BACKENDS)):
+    """Raise ValueError unless all are names out of ``BACKENDS``, joined by ``+``, that this torch has."""
+    names = {name for backend in backends for name in backend.split('+')}
+    if unknown := sorted(names - set(BACKENDS)):
         raise ValueError(f'unknown backend {", ".join(unknown)}: choose out of {", ".join(BACKENDS)}, joined by +')
+    if 'compile' in names and not can_compile():
+        raise torch_too_old('the backend compile', needs='2.6')
 
 
 def time_interleaved(

@@ -27,7 +27,7 @@ from repl_mm.analysis.cost import count_cost
 from repl_mm.analysis.tables import as_csv
 from repl_mm.benchmark import training
 from repl_mm.benchmark.report import as_markdown, as_png, plot, spread_out
-from repl_mm.benchmark.step import TrainingStep
+from repl_mm.benchmark.step import TrainingStep, check_training_backends
 from repl_mm.benchmark.training import (
     MIB,
     MeasuredStep,
@@ -112,7 +112,15 @@ def test_compiled_steps_are_compiled_each(monkeypatch):
     assert [row.memory_mib for row in rows] == [row.memory_mib for row in eager]
 
 
+def test_an_older_torch_does_not_compile(monkeypatch):
+    monkeypatch.setattr('repl_mm.benchmark.timing.can_compile', lambda: False)
+    check_training_backends(['fp32', 'amp+channels-last'])
+    with pytest.raises(ValueError, match=r'the backend compile needs torch 2\.6 or newer'):
+        check_training_backends(['fp32', 'amp+compile'])
+
+
 def test_blocks_that_are_skipped_are_not_compiled():
+    """Of residual networks; a ViT's drop path computes what it drops, in one graph."""
     config = Config.fromfile(RESNET)
     assert [name for name in VARIANTS if name not in variants_for(config, 'amp+compile')] == [
         'SD', 'RepL, budget + SD', 'RepL, half, lean + SD',
